@@ -3,10 +3,13 @@
     python docs/evidence/colon_d14.py --root DATA --output d14_predicted.h5ad
     python docs/evidence/colon_d14.py --root DATA --checkpoint trained-on-the-factors-of-d0 --output FOLDER
 
-The second swaps the factors of spots of d14, with a checkpoint that was trained on d0 with `--factors d0_naive.h5ad::nmf20`; finished
-crops are kept in the folder, and figures are printed. The first makes a table for checkpoints of genes. Both animals have 20 factors of a joint factorisation (their authors' own). Ridge regression on d0, without the quarter that demo_colon.yaml
-holds out, learns what log(1 + counts per 10,000) goes with which factors; the same factors of d14 then give its expression. What the factors
-do not hold is lost, and every figure on d14 is one of such expression. Prints how well the regression reads the quarter left out.
+The second swaps the factors of spots of d14, with a checkpoint that was trained on d0 with `--factors d0_naive.h5ad::nmf20`. First it
+encodes all 3,630 spots. Finished crops are kept in the folder, and figures are printed.
+
+The first makes a table for checkpoints of genes. Both animals have 20 factors of a joint factorisation (their authors' own). Ridge
+regression on d0, without the quarter that demo_colon.yaml holds out, learns what log(1 + counts per 10,000) goes with which factors; the
+same factors of d14 then give its expression. What the factors do not hold is lost, and every figure on d14 is one of such expression.
+Prints how well the regression reads the quarter left out.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from napari_stmdit import load_checkpoint, open_section
+from napari_stmdit.cli._common import ProgressBar
 from napari_stmdit.evaluation.cases import EvaluationRequest
 from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
 from napari_stmdit.progress import BATCH, finish
@@ -78,7 +82,9 @@ def swaps(options: argparse.Namespace) -> dict[str, object]:
     model = load_checkpoint(options.checkpoint, device="cpu")
     request = EvaluationRequest(parts=("counterfactual",), pairs=options.pairs)
     check = CounterfactualCheck(section, model, request, options.output, BATCH, checks=("swaps",))
-    return {"checkpoint": model.provenance["sha256"], **(finish(check.run()) or {})}
+    with ProgressBar("swapping factors") as bar:
+        found = finish(check.run(), bar)
+    return {"checkpoint": model.provenance["sha256"], **(found or {})}
 
 
 def fit(factors: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -269,6 +269,7 @@ def load_checkpoint(
     if "expression" in given or counterfactual_fault(pipeline, card.conditions) is not None:
         card = card.model_copy(update={"edits_tissue": False})
     sources = open_sources(folder, transformer.config, given, chosen)
+    card = card.model_copy(update={"reads_factors": not getattr(sources["expression"], "logged", True)})
     if notes := [note for source in sources.values() for note in encoder_notes(source)]:
         provenance["notes"] = notes  # how the genes were found, say: it belongs to the result
     stored = None if given else map_folder(folder)

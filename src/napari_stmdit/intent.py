@@ -280,8 +280,8 @@ class CheckpointCard(Intent):
 
     ``genes`` are the symbols that the expression encoder reads, in order; ``profiles`` name the tissue profiles (mean log(1 + counts per
     10,000) over those genes) stored beside the weights. ``conditions`` are the transformer's; without expression it synthesizes from morphology
-    alone. Two fields are set on loading: ``edits_tissue``, whether it can edit real tissue (its autoencoder has an encoder), and
-    ``expression_given``, whether embeddings of spots replace counts.
+    alone. Three fields are set on loading: ``edits_tissue``, whether it can edit real tissue (its autoencoder has an encoder),
+    ``expression_given``, whether embeddings of spots replace counts, and ``reads_factors``, whether ``genes`` are factors in their place.
     """
 
     format_version: Literal[1] = 1
@@ -293,6 +293,7 @@ class CheckpointCard(Intent):
     conditions: tuple[Literal["expression", "morphology"], ...] = ("expression", "morphology")
     edits_tissue: bool = True
     expression_given: Annotated[bool, Field(exclude=True)] = False
+    reads_factors: Annotated[bool, Field(exclude=True)] = False
     genes: tuple[str, ...] = ()
     gene_hash: str = ""
     minimum_gene_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5

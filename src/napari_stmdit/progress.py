@@ -116,6 +116,8 @@ class Progress:
         Index -> reason of the patches that could not be made.
     facts
         Facts for the result's record, in JSON types.
+    doing
+        What is done before the first patch, in words; empty while patches are made.
     """
 
     patches_done: int
@@ -128,6 +130,7 @@ class Progress:
     notes: tuple[str, ...] = ()
     failed: Mapping[int, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    doing: str = ""
 
     @property
     def fraction(self) -> float:

@@ -6,10 +6,11 @@ from the image's corner: the centre of pixel (0, 0) lies at (0.5, 0.5).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -182,12 +183,15 @@ class ExpressionSource:
         Name and hash of the table of predictions or factors.
     units
         Unit of that table: counts, or natural logarithms of one plus normalised counts.
+    place
+        Where a table of factors was read, as `napari_stmdit.open_section` takes it; never recorded.
     """
 
     kind: Literal["measured", "predicted", "factors", "none"] = "measured"
     file: str = ""
     sha256: str = ""
     units: PredictedUnits | None = None
+    place: str = field(default="", compare=False, repr=False)
 
     @property
     def statement(self) -> str:
@@ -244,6 +248,40 @@ class Excluded:
         return f"{len(self.ids):,} of {len(self.whole):,} spots are excluded ({listed}) and used for nothing"
 
 
+class Outlines:
+    """Outlines of cells, for drawing. Those of a large section take seconds to read, and are read when first asked for.
+
+    Parameters
+    ----------
+    read
+        Returns line segments (k, 2, 2): start and end of each, (y, x); raises SectionError where its file cannot be read.
+    """
+
+    def __init__(self, read: Callable[[], NDArray[np.float32]]) -> None:
+        self._read: Callable[[], NDArray[np.float32]] | None = read
+        self._found: NDArray[np.float32] | None = None
+        self._lock = Lock()
+
+    @property
+    def pieces(self) -> NDArray[np.float32]:
+        """The line segments, (k, 2, 2); raises SectionError where they cannot be read."""
+        with self._lock:
+            if self._found is None:
+                assert self._read is not None
+                self._found = self._read()
+                self._read = None  # and what it holds
+            return self._found
+
+    def moved(self, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Outlines:
+        """Return them at other places: ``change`` takes places (n, 2) to places (n, 2)."""
+
+        def read() -> NDArray[np.float32]:
+            ends = self.pieces.reshape(-1, 2).astype(np.float64)
+            return change(ends).reshape(-1, 2, 2).astype(np.float32)
+
+        return Outlines(read)
+
+
 @dataclass(frozen=True)
 class Section:
     """One tissue section: slide image, spots and calibration.
@@ -267,8 +305,7 @@ class Section:
     excluded
         Excluded spots, which ``spots`` does not hold; see `napari_stmdit.tissue.excluded`.
     outlines
-        Line segments of the outlines of summed cells, or of cells among summed bins, for drawing: (k, 2, 2), start and end of each, in full-resolution
-        pixels.
+        Outlines of summed cells, or of cells among summed bins, in full-resolution pixels.
     """
 
     name: str
@@ -284,7 +321,7 @@ class Section:
     image_fault: str = ""
     store: StoreElements | None = None
     excluded: Excluded | None = None
-    outlines: NDArray[np.float32] | None = None
+    outlines: Outlines | None = None
 
     @property
     def whole(self) -> Section:

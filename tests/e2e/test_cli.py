@@ -193,3 +193,13 @@ def test_a_plain_slide_from_the_command_line(tmp_path):
     assert "predicted, in mine.h5ad" in done.stdout and "positions of mine.h5ad" in done.stdout
     again = refused(*fixed, "--output", "o.zarr", *more, cwd=tmp_path)
     assert "another section" in again
+
+
+def test_the_bar_says_what_is_done_before_the_first_patch(capsys):
+    from napari_stmdit.cli._common import ProgressBar
+    from napari_stmdit.progress import Progress
+
+    with ProgressBar("synthesizing") as bar:
+        for spots in (0, 16):
+            bar(Progress(0, 5, 0, 4, 0, 0.0, doing=f"Reading the tissue of this section: {spots} of 30 spots"))
+    assert capsys.readouterr().err == "synthesizing: Reading the tissue of this section: 16 of 30 spots\n"

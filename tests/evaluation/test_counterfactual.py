@@ -445,6 +445,17 @@ def test_a_checkpoints_map_is_fitted_further_on_the_section_and_the_report_says_
     assert finished(alone.run())["map_from"] == "the checkpoint"  # 54 spots are too few
 
 
+def test_reading_all_spots_is_told_and_may_be_stopped(tmp_path):
+    model, cancel, told = Still(EDITS), CancelToken(), []
+    section = telling_section(rows=15, columns=12)
+    check = CounterfactualCheck(section, model, REQUEST, tmp_path, 8, cancel, checks=())
+    for progress in check.run():
+        told.append(progress.doing)
+        if len(told) == 3:
+            cancel.cancel()
+    assert told == ["", *(f"Reading the tissue of this section: {n} of 180 spots" for n in (0, 16))]
+
+
 def test_a_spot_is_edited_by_what_was_fitted_without_it(many_spots):
     check, _ = many_spots
     before = check._follows_without(3, 40)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import pytest
 from checkpoints import write_tiny_checkpoint
@@ -319,6 +321,36 @@ def test_a_cancelled_edit_ends_at_the_next_network_call(tiny_section, model, ids
 
     result = synthesize(tiny_section, request(ids, spots=ids[10:19]), model, cancel=cancel, on_progress=stop)
     assert len(steps) == 1 and not result.done
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reading_the_tissue_is_told_stopped_between_two_batches_and_gone_on_with(
+    tiny_section, model, ids, mode, monkeypatch
+):
+    """A large encoder takes minutes for a section's spots: whoever stops then neither waits for them nor loses them."""
+    read, encode = [], type(model).encode_morphology
+
+    def encoded(self, crops, spots=()):
+        read.append(spots)
+        return encode(self, crops, spots)
+
+    monkeypatch.setattr(type(model), "encode_morphology", encoded)
+    anew, straight = copy(model), copy(model)
+    for one in (anew, straight):
+        one.morphology_map, one.fitted, one.encoded_spots = None, {}, {}
+    cancel, told = CancelToken(), []
+
+    def stop(progress):
+        told.append(progress.doing)
+        if read:
+            cancel.cancel()
+
+    stopped = synthesize(tiny_section, request(ids, mode=mode), anew, on_progress=stop, cancel=cancel)
+    assert read == [ids[:16]] and not stopped.done
+    assert told[-2:] == [f"Reading the tissue of this section: {n} of 30 spots" for n in (0, 16)]
+    whole = synthesize(tiny_section, request(ids, mode=mode), anew)
+    assert whole.complete and read[1] == ids[16:] and read.count(ids[:16]) == 1
+    assert np.array_equal(whole.rgba, synthesize(tiny_section, request(ids, mode=mode), straight).rgba)
 
 
 def test_a_large_region_is_cut_into_blocks_that_cover_it(tiny_section, model):

@@ -157,6 +157,32 @@ def test_a_newer_edit_of_the_same_spot_ends_an_older_one_within_a_step(model, ti
     assert steps == [0, 1, 2]
 
 
+def test_a_newer_edit_or_closing_ends_the_reading_of_the_tissue_and_nothing_is_read_twice(
+    tiny_section, model, tissue, ids, monkeypatch
+):
+    model.morphology_map, model.fitted, model.encoded_spots = None, {}, {}
+    monkeypatch.setattr("napari_stmdit.synthesis.counterfactual.MAP_BATCH", 8)
+    older, newer, cancel, told = request(ids[12:14]), request(ids[12:14], 0.5), CancelToken(), []
+    tissue.newest = older
+
+    def tell(words):
+        told.append(words)
+        if len(told) == 2:
+            tissue.newest = newer
+
+    assert list(tissue.update(older, tell=tell)) == []
+    started = [f"Reading the tissue of this section: {n} of 30 spots" for n in (0, 8, 16, 24)]
+    assert told == [*started[:2], ""]
+    encode = type(model).encode_morphology
+    closing = monkeypatch.context()
+    with closing as patched:
+        patched.setattr(type(model), "encode_morphology", lambda *given: (cancel.cancel(), encode(*given))[1])
+        assert list(tissue.prepare(newer, cancel=cancel)) == []
+    told.clear()
+    assert list(tissue.update(newer, tell=told.append))[-1].waiting == 0
+    assert told == [*started[2:], ""]
+
+
 def test_a_stroke_that_goes_on_finishes_the_spots_it_has_left_behind(model, tissue, ids):
     """Else a long stroke would show nothing before its end."""
     newer = request({ids[12]: 1.0, ids[13]: 1.0, ids[14]: 0.6, ids[15]: 1.0})

@@ -21,7 +21,7 @@ def test_a_line_across_tiles_is_drawn_whole_at_every_level(level):
     pieces = np.array([[[10.5, 20.5], [2000.5, 1500.5]], [[3.5, 1800.5], [3.5, 1700.5]]], np.float32)
     levels = drawn_outlines(pieces, (2300, 1900))
     assert [array.shape for array in levels] == [(2300, 1900, 4), (1150, 950, 4), (575, 475, 4)][: len(levels)]
-    drawn = levels[level].compute()
+    drawn = np.asarray(levels[level])
     assert drawn[..., :3].max() == 0 and set(np.unique(drawn[..., 3])) == {0, 255}
     along = np.linspace(0, 1, 4000)[1:-1, None]
     for start, end in pieces.astype(float):
@@ -31,4 +31,4 @@ def test_a_line_across_tiles_is_drawn_whole_at_every_level(level):
         )
         assert near.any(axis=0).all()
     assert (drawn[..., 3] > 0).sum() == pytest.approx((1990 + 100) / 2**level, rel=0.01)
-    assert not levels[level][-8:, :8].compute().any()
+    assert not np.asarray(levels[level][-8:, :8]).any()

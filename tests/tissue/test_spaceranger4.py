@@ -186,7 +186,7 @@ def test_clusters_of_bins_and_cells_are_those_of_most_of_a_spot(tmp_path, segmen
 
 def test_outlines_of_cells_come_along_to_be_drawn(segmented):
     folder, yx, _ = segmented
-    outlines = open_section(folder).outlines
+    outlines = open_section(folder).outlines.pieces
     assert outlines.shape == (4 * 1499, 2, 2)
     np.testing.assert_allclose(outlines[:4, 0].mean(axis=0), yx[0], atol=0.1)
 
@@ -217,8 +217,21 @@ def test_bins_are_shown_with_the_outlines_of_the_cells_beside_them(segmented):
     of_bins, of_cells = open_section(root / "binned_outputs"), open_section(folder)
     assert of_bins.kind == "visium_hd" and of_bins.spots.obs["bins"].min() >= 2
     for place in (root, root / "binned_outputs" / "custom"):
-        np.testing.assert_array_equal(open_section(place).outlines, of_cells.outlines)
+        np.testing.assert_array_equal(open_section(place).outlines.pieces, of_cells.outlines.pieces)
     (folder / "cell_segmentations.geojson").write_text('{"features": [{}]}')
-    damaged = open_section(root)
-    assert damaged.outlines is None and len(damaged.spots) == len(of_bins.spots)
-    assert any("cells are not outlined: " in note and "cannot be read" in note for note in damaged.notes)
+    damaged = open_section(root)  # which needs no outline
+    assert len(damaged.spots) == len(of_bins.spots)
+    with pytest.raises(SectionError, match="cell_segmentations.geojson cannot be read as outlines of cells"):
+        damaged.outlines.pieces  # noqa: B018 - it reads the file
+
+
+def test_outlines_beside_bins_are_read_when_they_are_asked_for_and_once(segmented, monkeypatch):
+    import geopandas
+
+    folder, _, _ = segmented
+    custom_bins(folder.parent)
+    read, asked = geopandas.read_file, []
+    monkeypatch.setattr(geopandas, "read_file", lambda *given, **how: (asked.append(given), read(*given, **how))[1])
+    section = open_section(folder.parent)
+    assert section.outlines is not None and not asked
+    assert section.outlines.pieces is section.outlines.pieces and len(asked) == 1

@@ -100,9 +100,11 @@ def test_cells_are_summed_in_pixels_of_the_image_that_its_matrix_aligns(made):
     assert "panel of 3 genes" in notes and "1500 cells of 100 um2 (median) were summed" in notes
     assert "aligned by made_he_imagealignment.csv" in notes
     # the outlines lie around their cells, ten microns wide
-    assert section.outlines.shape == (4 * CELLS, 2, 2)
-    np.testing.assert_allclose(section.outlines[:4, 0].mean(axis=0), yx[0], atol=0.1)
-    np.testing.assert_allclose(np.hypot(*(section.outlines[:, 1] - section.outlines[:, 0]).T), 10 / MPP, rtol=1e-3)
+    assert section.outlines.pieces.shape == (4 * CELLS, 2, 2)
+    np.testing.assert_allclose(section.outlines.pieces[:4, 0].mean(axis=0), yx[0], atol=0.1)
+    np.testing.assert_allclose(
+        np.hypot(*(section.outlines.pieces[:, 1] - section.outlines.pieces[:, 0]).T), 10 / MPP, rtol=1e-3
+    )
     to_morphology = section.coordinate_systems["global"]
     np.testing.assert_allclose(to_morphology @ [*yx[0], 1], [*(made_cells()[1][0, ::-1] / PIXEL_UM), 1])
 
@@ -119,7 +121,7 @@ def test_image_and_matrix_above_outs_are_found_as_10x_publishes_them(folder):
 def test_orientation_turns_spots_and_outlines_alike(made):
     turned, given = open_section(made[0], orientation="mirror-x"), open_section(made[0])
     np.testing.assert_allclose(turned.spots.yx[:, 1], 1300 - given.spots.yx[:, 1])
-    np.testing.assert_allclose(turned.outlines[..., 1], 1300 - given.outlines[..., 1], atol=1e-3)
+    np.testing.assert_allclose(turned.outlines.pieces[..., 1], 1300 - given.outlines.pieces[..., 1], atol=1e-3)
 
 
 def test_an_image_without_a_matrix_is_not_guessed_to_lie_right(folder):
@@ -248,7 +250,7 @@ def test_a_store_gives_what_its_folder_gives(made, tmp_path, as_circles):
     assert "areas of cells" in section.calibration.detail and section.store is None
     assert any("1500 cells of 100 um2 (median) were summed" in note for note in section.notes)
     if not as_circles:
-        np.testing.assert_allclose(section.outlines[:4, 0].mean(axis=0), made[1][0], atol=0.1)
+        np.testing.assert_allclose(section.outlines.pieces[:4, 0].mean(axis=0), made[1][0], atol=0.1)
 
 
 def test_a_store_in_other_units_asks_for_its_scale(tmp_path):

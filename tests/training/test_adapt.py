@@ -7,14 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from checkpoints import write_tiny_checkpoint
+from command_line import refused, stmdit
 from tiny import TINY_GENES
 
 from napari_stmdit.assemble import list_checkpoints, load_checkpoint
 from napari_stmdit.errors import CheckpointError, RequestError, StoreError
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.tissue.open import open_section
-from napari_stmdit.training.adapt import adapt
+from napari_stmdit.training.adapt import _Run, adapt
 from napari_stmdit.training.adapt_config import corner_parts, programs_among
 from napari_stmdit.training.adaptation import (
     CORNERS,
@@ -23,11 +27,13 @@ from napari_stmdit.training.adaptation import (
     default_name,
     read_progress,
     read_request,
+    request_of,
 )
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.parallel import TrainingStoppedError
 from napari_stmdit.training.sections import part_of
 from napari_stmdit.training.state import load_state
+from napari_stmdit.types import ExpressionSource
 
 
 @pytest.fixture
@@ -102,6 +108,53 @@ def test_factors_become_the_programs_of_a_checkpoint(home, begun, tiny_folder, t
     assert str(tmp_path / "factors.csv") in command_of(read_request(made.work), made.work)
     with pytest.raises(RequestError, match="2 tables for 1 sections"):
         run(tiny_folder, begun, name="other", factors=["a.csv", "b.csv"])
+    check_that_factors_are_asked_for(checkpoint, tiny_folder, section, tmp_path)
+    check_that_it_is_evaluated(made, tiny_folder, tmp_path)
+
+
+def check_that_factors_are_asked_for(checkpoint, tiny_folder, section, tmp_path):
+    assert checkpoint.card.reads_factors and "reads_factors" not in checkpoint.card.model_dump()
+    counts = open_section(tiny_folder)
+    asks = r"reads 3 factors of each spot .*\(right, down, rest\), and the section has counts of genes; give the table .* --factors FILE"
+    with pytest.raises(RequestError, match=asks):
+        plan(counts, Request(), checkpoint.card)
+    others = pd.DataFrame(np.ones((len(section.spots), 2)), index=section.spots.ids, columns=["other", "another"])
+    others.to_csv(tmp_path / "others.csv")
+    with pytest.raises(RequestError, match=r"those of others.csv \(other, another\); give the table"):
+        plan(open_section(tiny_folder, factors=tmp_path / "others.csv"), Request(), checkpoint.card)
+    without = replace(counts, expression=ExpressionSource("none"))
+    with pytest.raises(RequestError, match="no expression: use null, or give the table of the 3 factors"):
+        plan(without, Request(expression="own"), checkpoint.card)
+
+
+def check_that_it_is_evaluated(made, tiny_folder, tmp_path):
+    small = ("--parts", "counterfactual", "--pairs", 8, "--steps", 1, "--draws", 100, "--device", "cpu")
+    assert "give the table" in refused("evaluate", "mine", tiny_folder, *small, "--output", tmp_path / "refused")
+    config = yaml.safe_load((made.work / "config.yaml").read_text())
+    config["held_out"] = config["train"]  # a folder with its factors
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    figures = []
+    for name, given in (
+        ("section", (tiny_folder, "--factors", tmp_path / "factors.csv")),
+        ("config", (tmp_path / "config.yaml",)),
+    ):
+        done = stmdit("evaluate", "mine", *given, *small, "--output", tmp_path / name, "--json")
+        assert done.returncode == 0, done.stderr
+        figures.append(json.loads(done.stdout)["counterfactual"]["swap"])
+    assert figures[0] == figures[1]
+
+
+def test_where_nothing_is_held_out_the_time_of_the_evaluation_trains(home, begun, tiny_folder, tmp_path):
+    left = {
+        out: _Run(
+            request_of(name="a", sections=("b",), minutes=10, hold_out=out), tmp_path, tmp_path, CancelToken(), print
+        )
+        for out in ("none", "lower-right")
+    }
+    assert left["none"].left_s == pytest.approx(576, abs=1) and left["lower-right"].left_s == pytest.approx(486, abs=1)
+    seen = set()
+    run(tiny_folder, begun, hold_out="none", on_progress=lambda at: seen.add(at.stage))
+    assert "transformer" in seen and "evaluation" not in seen
 
 
 class Killed(BaseException):

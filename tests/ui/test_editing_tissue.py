@@ -16,7 +16,7 @@ from napari_stmdit.ui.state import RunStatus
 from napari_stmdit.ui.widgets.compare import ComparePanel
 from napari_stmdit.ui.widgets.evaluate import SpotPanel
 from napari_stmdit.ui.widgets.results import summary
-from napari_stmdit.ui.widgets.synthesize import SynthesizePanel
+from napari_stmdit.ui.widgets.synthesize import RunBar, SynthesizePanel
 
 GENES = ("ERBB2", "KRT8", "MKI67", "EPCAM")
 
@@ -51,6 +51,24 @@ def run(presenter, **changes):
     presenter.runs.run()
     assert presenter.state.status is RunStatus.DONE, presenter.state.message
     return presenter.state.results[-1]
+
+
+def test_the_dock_says_how_far_the_tissue_is_read(presenter, tiny_model, qtbot):
+    words, live, bar = [f"Reading the tissue of this section: {n} of 30 spots" for n in (0, 16)], [], RunBar()
+    qtbot.addWidget(bar)
+    presenter.state.events.live_text.connect(lambda: live.append(presenter.state.live_text), max_args=0)
+    tiny_model.morphology_map = None  # else 30 spots are too few to add to the checkpoint's
+    presenter.state.live = True
+    assert live[:3] == [*words, ""] and live[-1].startswith("Live preview of 2 spots")
+    presenter.state.live = False
+    tiny_model.fitted.clear()
+    told = []
+    presenter.state.events.progress.connect(told.append)
+    run(presenter)
+    reading = [progress for progress in told if progress is not None and progress.doing]
+    assert [progress.doing for progress in reading] == words
+    bar.show_progress(reading[1], "")
+    assert bar.count.text() == words[1]
 
 
 # --- the choice

@@ -6,11 +6,13 @@ from slides import tissue_picture, write_pyramid, write_table
 from standins import CropModel, card_for
 from tiny import TINY_GENES
 
+from napari_stmdit.evaluation.evaluate import opened_with
 from napari_stmdit.intent import Request
 from napari_stmdit.tissue.open import SectionSource, open_section
 from napari_stmdit.ui import layers, manifest
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter
+from napari_stmdit.ui.widgets.section import SectionPanel
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +106,22 @@ def test_a_table_with_spots_is_read_and_any_other_left_alone(tmp_path):
     (tmp_path / "torn.h5ad").write_bytes(b"x")
     assert get_reader(str(tmp_path / "spots.h5ad")) is not None
     assert get_reader(str(tmp_path / "cells.h5ad")) is None and get_reader(str(tmp_path / "torn.h5ad")) is None
+
+
+def test_factors_in_place_of_counts_are_named_where_a_section_is_opened(presenter, tiny_folder, tmp_path, qtbot):
+    import pandas as pd
+
+    ids = open_section(tiny_folder).spots.ids
+    pd.DataFrame({"mucosa": range(len(ids)), "muscle": 5}, index=ids).to_csv(tmp_path / "factors.csv")
+    panel = SectionPanel()
+    qtbot.addWidget(panel)
+    panel.path.setText(str(tiny_folder))
+    panel.factors.setText(str(tmp_path / "factors.csv"))
+    presenter.open(panel.value())
+    section = presenter.state.section
+    assert section.expression.kind == "factors" and section.spots.genes.symbols.tolist() == ["mucosa", "muscle"]
+    panel.setValue(SectionSource(path="slide.tif"))
+    assert panel.value().factors is None and not panel.factors.text()
+    # what is learned from the section, and how it is opened again, keeps them
+    assert opened_with(section)["--factors"] == str(tmp_path / "factors.csv")
+    assert presenter.keeping._source_of(section).factors is not None

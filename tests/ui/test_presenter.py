@@ -12,9 +12,11 @@ from mouse import drag
 from napari.components import ViewerModel
 from standins import CropModel
 
+from napari_stmdit.errors import SectionError
 from napari_stmdit.intent import Guidance
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import SectionSource
+from napari_stmdit.types import Outlines
 from napari_stmdit.ui import jobs, layers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter, presenter_of
@@ -53,7 +55,9 @@ def of_cells(tiny_section):
     start = spots.yx[:, None] + corners
     outlines = np.stack([start, np.roll(start, -1, axis=1)], axis=2).reshape(-1, 2, 2).astype(np.float32)
     clusters = np.where(np.arange(len(spots)) % 2, "1", "2").astype(np.str_)
-    return replace(tiny_section, spots=replace(spots, obs={"graphclust": clusters}), outlines=outlines)
+    return replace(
+        tiny_section, spots=replace(spots, obs={"graphclust": clusters}), outlines=Outlines(lambda: outlines)
+    )
 
 
 def test_other_plugins_are_served_once_the_checkpoint_is_there(viewer, tiny_section, crop_model):
@@ -85,11 +89,15 @@ def test_clusters_of_the_pipeline_are_what_spots_are_first_coloured_by(presenter
     assert state.colouring.obs is None and not state.colour_scale.fault
 
 
-def test_outlines_of_cells_are_one_hidden_layer_that_goes_with_its_section(viewer, presenter, of_cells, tiny_section):
+def test_outlines_of_cells_are_one_hidden_layer_that_goes_with_its_section(
+    viewer, presenter, of_cells, tiny_section, by_hand
+):
     presenter.show(of_cells)
     slide, outlines, spots = viewer.layers
     assert [layers.role_of(layer) for layer in viewer.layers] == ["slide", "outlines", "spots"]
     assert not outlines.visible and slide.visible and viewer.layers.selection.active is spots
+    outlines.visible = True
+    by_hand.finish()
     picture = np.asarray(outlines.data[0] if outlines.multiscale else outlines.data)[..., 3]
     assert picture.shape == slide.data[0].shape[:2] and picture.sum() == 255 * 16 * len(of_cells.spots)
     y, x = np.floor(of_cells.spots.yx[3]).astype(int)
@@ -97,6 +105,40 @@ def test_outlines_of_cells_are_one_hidden_layer_that_goes_with_its_section(viewe
     np.testing.assert_allclose(outlines.affine.affine_matrix, slide.affine.affine_matrix)
     presenter.show(tiny_section)
     assert [layers.role_of(layer) for layer in viewer.layers] == ["slide", "spots"]
+
+
+def test_outlines_are_read_on_a_thread_when_they_are_first_shown(viewer, of_cells, tiny_section):
+    """Those of a large section take seconds, which nobody who does not look at them waits for."""
+    hand, asked = ByHand(), []
+    made = Presenter(viewer, hand)
+    pieces = of_cells.outlines.pieces
+    section = replace(of_cells, outlines=Outlines(lambda: (asked.append(1), pieces)[1]))
+    made.show(section)
+    outlines = viewer.layers[1]
+    before, busy = len(hand.open), made.state.busy
+    assert not outlines.visible and not np.asarray(outlines.data).any()
+    outlines.visible = True
+    outlines.visible = False
+    outlines.visible = True
+    assert len(hand.open) == before + 1 and not asked  # the thread's, not ours
+    assert "being read" in made.state.message.text and made.state.busy == busy  # Run is not kept waiting
+    hand.finish()
+    assert asked == [1] and np.asarray(outlines.data).any() and not made.state.message.text
+
+    def damaged():
+        raise SectionError("the file of outlines is damaged")
+
+    made.show(replace(section, outlines=Outlines(damaged)))
+    viewer.layers[1].visible = True
+    hand.finish()
+    assert made.state.message.kind == "error" and "outlines is damaged" in made.state.message.text
+    before = len(hand.open)
+    viewer.layers[1].visible = False
+    viewer.layers[1].visible = True
+    assert len(hand.open) == before + 1  # it is tried again
+    made.show(tiny_section)
+    hand.finish(before)  # of a section that is closed
+    assert "damaged" not in made.state.message.text
 
 
 def test_outlines_may_be_removed_and_the_section_stays(viewer, presenter, of_cells):

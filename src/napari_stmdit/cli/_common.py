@@ -128,8 +128,9 @@ class ProgressBar:
         self._bar.stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show the number of finished patches."""
-        self.show(self.title, progress.fraction, f"{progress.patches_done}/{progress.patches_total} patches")
+        """Show the number of finished patches, or what is done before."""
+        text = progress.doing or f"{progress.patches_done}/{progress.patches_total} patches"
+        self.show(self.title, progress.fraction, text)
 
     def show(self, title: str, fraction: float, text: str) -> None:
         """Show the finished fraction, 0 to 1, and a text; another title begins a new bar."""

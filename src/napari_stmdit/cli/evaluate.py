@@ -19,6 +19,7 @@ from ._common import (
     Device,
     DType,
     Exclude,
+    Factors,
     GuidanceExpression,
     GuidanceMorphology,
     InterruptCancels,
@@ -119,6 +120,7 @@ def evaluate(
     guidance_morphology: GuidanceMorphology = None,
     fullres: Fullres = None,
     mpp: Mpp = None,
+    factors: Factors = None,
     exclude: Exclude = None,
     batch: Batch = BATCH,
     device: Device = "auto",
@@ -159,7 +161,7 @@ def evaluate(
         },
         edits,
     )
-    opened = _sections(sections, "held_out", fullres, mpp, exclude)
+    opened = _sections(sections, "held_out", fullres=fullres, mpp=mpp, factors=factors, exclude=exclude)
     others = _sections([str(path) for path in predictor_sections or ()], "train")
     model, cancel = load_checkpoint(checkpoint, device=device, dtype=dtype), CancelToken()
     how: dict[str, Any] = {"command": _command(), "resume": resume, "batch": batch, "cancel": cancel}
@@ -245,14 +247,8 @@ def _request(values: dict[str, Any], edits: Path | None) -> EvaluationRequest:
         raise RequestError(faults_from(error, "options")) from None
 
 
-def _sections(
-    places: Sequence[str],
-    which: str,
-    fullres: Path | None = None,
-    mpp: float | None = None,
-    exclude: Path | None = None,
-) -> tuple[Any, ...]:
-    """Open sections; a training configuration stands for its held-out ones, or for those it trains on."""
+def _sections(places: Sequence[str], which: str, **how: Any) -> tuple[Any, ...]:
+    """Open sections, ``how`` a single one; a training configuration stands for its held-out ones, or for those it trains on."""
     from ..evaluation.evaluate import open_sections
     from ..training.sections import sections_of_config
 
@@ -264,7 +260,7 @@ def _sections(
         else:
             sources.append(path)
     name = "section" if which == "held_out" else "predictor section"
-    return open_sections(sources, fullres, mpp, name, exclude) if sources else ()
+    return open_sections(sources, place=name, **how) if sources else ()
 
 
 def _report(found: Evaluated, as_json: bool) -> None:

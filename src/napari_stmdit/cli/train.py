@@ -51,7 +51,8 @@ def train(
     hold_out: Annotated[
         str,
         adapt_option(
-            help="What is evaluated on and never trained on: lower-right or another corner of the first section, the name of a section, or none."
+            help="What is evaluated on and never trained on: lower-right or another corner of the first section, the name of a section, or none, where "
+            "the time of the evaluation goes to the training."
         ),
     ] = "lower-right",
     name: Annotated[str | None, adapt_option(help="Name of the checkpoint; by default of the first section.")] = None,

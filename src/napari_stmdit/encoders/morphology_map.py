@@ -83,7 +83,7 @@ class MorphologyMap:
 
         Raises SectionError where they are of another width than the map.
         """
-        difference = _vectors(np.asarray(e_to)) - _vectors(np.asarray(e_from))
+        difference = vectors_of(np.asarray(e_to)) - vectors_of(np.asarray(e_from))
         if difference.shape[1] != len(self.weights):
             raise SectionError(
                 f"the map from expression to morphology is for {len(self.weights)} numbers a spot, got {difference.shape[1]}"
@@ -291,7 +291,8 @@ def fit_morphology_map(
     return MorphologyMap(shape, weights32, components, r2_32, share, penalties, len(e))
 
 
-def _vectors(expression: NDArray[np.float32]) -> NDArray[np.float32]:
+def vectors_of(expression: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors (n, d) of expression (n, d), or of tokens (n, g, d), whose mean is taken."""
     return expression.mean(axis=1) if expression.ndim == 3 else expression
 
 
@@ -303,7 +304,7 @@ def _checked(
             f"expression {expression.shape} and morphology {morphology.shape} do not fit: expected (n, d) or (n, tokens, d) each, of "
             "the same n spots"
         )
-    e = np.asarray(_vectors(expression), dtype=np.float64)
+    e = np.asarray(vectors_of(expression), dtype=np.float64)
     m: NDArray[np.float64] = np.asarray(morphology, dtype=np.float64)
     if not (np.isfinite(e).all() and np.isfinite(m).all()):
         raise SectionError("expression or morphology holds numbers that are not finite; no map can be fitted to them")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -21,7 +22,7 @@ from ..progress import Batches, CancelToken, Progress, Stopwatch, finish, mapped
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.continuous import changed_windows, reached_windows
-from ..synthesis.counterfactual import Follows, content_key, follows_of, section_map
+from ..synthesis.counterfactual import Follows, content_key, follow_steps, follows_of, section_map
 from ..synthesis.models import Edited, PatchBatch, known_by_spot
 from ..synthesis.plan import counterfactual_fault, plan, resolve_sampling
 from ..synthesis.session import synthesize
@@ -226,6 +227,10 @@ class CounterfactualCheck:
         """Yield the progress; return the figures, None where it was cancelled."""
         yield self._progress()
         self.all = SpotSet(self.section, np.arange(len(self.section.spots)), self.model)
+        for words in chain(self.all.encoding_steps(), follow_steps(self.section, self.model.card, self.model)):
+            if self.cancel.cancelled:
+                return None
+            yield replace(self._progress(), doing=words)
         self.follows = follows_of(self.section, self.model.card, self.model)
         self.stacks = StackFolder(self.folder)
         self.folds = compact_folds(self.section.spots.yx.astype(np.float64))

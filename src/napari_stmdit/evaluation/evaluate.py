@@ -346,6 +346,7 @@ def open_sections(
     mpp: float | None = None,
     place: str = "section",
     exclude: str | Path | None = None,
+    factors: str | Path | None = None,
 ) -> tuple[Section, ...]:
     """Open sections; a folder that is no section itself stands for all sections in it.
 
@@ -353,8 +354,8 @@ def open_sections(
     ----------
     sources
         Sections, or paths as `napari_stmdit.open_section` takes them.
-    fullres, mpp, exclude
-        Full-resolution image, scale, and GeoJSON regions of spots to exclude; for a single section only.
+    fullres, mpp, exclude, factors
+        Full-resolution image, scale, GeoJSON regions of spots to exclude, and values of each spot in place of counts; for a single section only.
     place
         Name of the argument in messages.
 
@@ -368,13 +369,14 @@ def open_sections(
     faults = []
     for source in given:
         try:
-            found += [source] if isinstance(source, Section) else _open(Path(source), fullres, mpp)
+            found += [source] if isinstance(source, Section) else _open(Path(source), fullres, mpp, factors)
         except StmditError as error:
             faults.append((f"{place} {getattr(source, 'name', source)}", str(error)))
     if not faults and not found:
         faults.append((place, "none was given"))
-    if not faults and len(found) > 1 and (fullres, mpp, exclude) != (None, None, None):
-        faults.append((place, f"--fullres, --mpp and --exclude are for a single section, {len(found)} were given"))
+    if not faults and len(found) > 1 and any(one is not None for one in (fullres, mpp, exclude, factors)):
+        said = f"--fullres, --mpp, --factors and --exclude are for a single section, {len(found)} were given"
+        faults.append((place, said))
     if not faults and exclude is not None:
         found = [exclude_file(found[0], exclude)]
     if faults:
@@ -382,9 +384,9 @@ def open_sections(
     return tuple(found)
 
 
-def _open(path: Path, fullres: str | Path | None, mpp: float | None) -> list[Section]:
+def _open(path: Path, fullres: str | Path | None, mpp: float | None, factors: str | Path | None) -> list[Section]:
     try:
-        return [open_section(path, fullres=fullres, mpp=mpp)]
+        return [open_section(path, fullres=fullres, mpp=mpp, factors=factors)]
     except SectionError as error:
         inside = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
         if "is no tissue section that can be read" not in str(error) or not inside:
@@ -461,6 +463,7 @@ def opened_with(section: Section) -> dict[str, Any]:
     return {
         "--fullres": image.source if image is not None and from_file else None,
         "--mpp": scale.mpp if scale.source == "override" else None,
+        "--factors": section.expression.place or None,
     }
 
 

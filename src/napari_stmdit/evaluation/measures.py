@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from ..intent import CheckpointCard
+from ..progress import finish
 from ..synthesis.canvas import boxes_around
+from ..synthesis.counterfactual import MAP_BATCH
 from ..synthesis.models import PatchModel
 from ..tissue.crops import read_patches
 from ..types import Section
@@ -422,7 +424,18 @@ class SpotSet:
     @cached_property
     def morphology(self) -> NDArray[np.float32]:
         """(n, tokens, d) encoded morphology of the real patches."""
-        return self.checkpoint.encode_morphology(self.crops, self.ids)
+        return finish(self.encoding_steps())
+
+    def encoding_steps(self) -> Generator[str, None, NDArray[np.float32]]:
+        """Return the encoded morphology, and keep it; before each batch of spots, a sentence says how far it is."""
+        if "morphology" not in vars(self):
+            parts = []
+            for start in range(0, len(self), MAP_BATCH):
+                yield f"Reading the tissue of this section: {start} of {len(self)} spots"
+                own = slice(start, start + MAP_BATCH)
+                parts.append(self.checkpoint.encode_morphology(self.crops[own], self.ids[own]))
+            vars(self)["morphology"] = np.concatenate(parts)
+        return self.morphology
 
     def shifted(self, max_px: float, seed: int = 0) -> NDArray[np.uint8]:
         """Return real patches shifted by up to ``max_px`` full-resolution pixels along each axis."""

@@ -274,7 +274,7 @@ class _SharedSynthesis:
         self._present = _workers(self.client)
         self._seen_worker = self._checked = time.monotonic()
 
-    def progress(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0) -> Progress:
+    def progress(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0, doing: str = "") -> Progress:
         """Return the progress of the run."""
         return Progress(
             finished,
@@ -287,6 +287,7 @@ class _SharedSynthesis:
             notes=tuple(dict.fromkeys(self.notes)),
             failed=dict(self.failed),
             facts=dict(self.facts),
+            doing=doing,
         )
 
     def spots(self, canvas: ZarrCanvas) -> None:
@@ -306,6 +307,8 @@ class _SharedSynthesis:
                 if kind == "report" and "done" in what:
                     self.facts |= what["facts"]
                     self._record(canvas, what["done"])
+                elif kind == "report":
+                    self._report(len(canvas.finished), doing=what["doing"])
                 elif kind == "done":
                     share = self._futures.pop(what, None)
                     if share is None:  # dropped before it began
@@ -329,7 +332,8 @@ class _SharedSynthesis:
             while self._futures:
                 kind, what = self._next()
                 if kind == "report" and "step" in what:
-                    self._report(int(what["finished"]), int(what["step"]), int(what["batch"]), float(what["part"]))
+                    how = int(what["step"]), int(what["batch"]), float(what["part"]), str(what["doing"])
+                    self._report(int(what["finished"]), *how)
                 elif kind == "done" and self._futures.pop(what, None) is not None:
                     outcome = self._outcome(what, whole)
                     if outcome is None:
@@ -357,9 +361,9 @@ class _SharedSynthesis:
         canvas.commit()
         self._report(len(canvas.finished))
 
-    def _report(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0) -> None:
+    def _report(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0, doing: str = "") -> None:
         if self.on_progress is not None:
-            self.on_progress(self.progress(finished, step, batch, part))
+            self.on_progress(self.progress(finished, step, batch, part, doing))
 
     def _watch_over(self, future: Any, share: Sequence[int]) -> None:
         self._futures[future] = share

@@ -22,6 +22,7 @@ from ..errors import SynthesisError
 from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.conditions import Conditions, condition_rows
+from ..synthesis.counterfactual import follow_steps
 from ..synthesis.identity import differences, identity_of
 from ..synthesis.models import Pasted
 from ..synthesis.plan import plan as make_plan
@@ -131,7 +132,7 @@ class SharedRun(WorkerPlugin):
             return _checkpoint(self.task.request.checkpoint, self.task.device, self.task.dtype)
 
     @cached_property
-    def _prepared(self) -> tuple[Section, Plan, Conditions]:
+    def _prepared(self) -> tuple[Section, Plan]:
         section, checkpoint = self.task.source.open(), self.checkpoint
         plan = make_plan(section, self.task.request, checkpoint.card)
         if self.task.identity is not None:
@@ -142,15 +143,24 @@ class SharedRun(WorkerPlugin):
                     + "\n  ".join(found[:8])
                     + "\nAll workers need the same version of the package, the same checkpoint and the same section files"
                 )
-        return section, plan, condition_rows(plan, section, checkpoint)
+        return section, plan
+
+    @cached_property
+    def _conditions(self) -> Conditions:
+        section, plan = self._prepared
+        return condition_rows(plan, section, self.checkpoint)
 
     def compute(self, indices: Sequence[int]) -> Share:
         """Compute patches and write them."""
-        section, plan, conditions = self._prepared
+        section, plan = self._prepared
+        for words in follow_steps(section, plan.card, self.checkpoint) if plan.counterfactual else ():
+            if self.cancel.cancelled:
+                return _share([], None)
+            self.report({"doing": words})
         store = PatchStore(self.task.folder)
         done: list[int] = []
         how: dict[str, Any] = {"batch": self.task.batch, "cancel": self.cancel, "only": indices}
-        session = Session(plan, section, self.checkpoint, conditions=conditions, **how)
+        session = Session(plan, section, self.checkpoint, conditions=self._conditions, **how)
         for event in session.steps():
             if isinstance(event, Pasted):
                 for result in event.images:
@@ -172,10 +182,11 @@ class SharedRun(WorkerPlugin):
                     "part": progress.part,
                     "batch": progress.batch,
                     "finished": progress.patches_done,
+                    "doing": progress.doing,
                 }
             )
 
-        section, _, _ = self._prepared
+        section, _ = self._prepared
         result = synthesize(
             section,
             self.task.request,

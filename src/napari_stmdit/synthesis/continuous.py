@@ -419,6 +419,9 @@ class _EditedCanvas:
         yield self.session.report()
         if not self.session.todo:
             return
+        yield from self.session.read_tissue()
+        if self.session.stopped():
+            return
         conditions = condition_rows(self.plan, self.section, self.model)
         before = conditions.before
         assert before is not None  # the plan is counterfactual

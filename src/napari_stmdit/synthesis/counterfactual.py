@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,9 +17,11 @@ from ..encoders.morphology_map import (
     MorphologyTrend,
     fit_morphology_map,
     fit_morphology_trend,
+    vectors_of,
 )
 from ..expression.covariation import covariation_of
 from ..intent import CheckpointCard
+from ..progress import drained, finish
 from ..tissue.crops import read_patches
 from ..tissue.elements import fingerprint
 from ..types import Section
@@ -143,8 +145,16 @@ def touched_rows(
     return np.asarray((np.diff(changed.tocsr().indptr) > 0) | (depth_before != depth_after), dtype=bool)
 
 
-def follows_of(section: Section, card: CheckpointCard, model: PatchModel) -> Follows:
-    """Return how morphology follows expression in a section; it is fitted once and kept with the checkpoint."""
+Encoded = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""First row of a batch of spots -> its expression (n, d) and morphology (n, tokens, d)."""
+
+
+def follow_steps(section: Section, card: CheckpointCard, model: PatchModel) -> Generator[str, None, Follows]:
+    """Return how morphology follows expression in a section; it is fitted once and kept with the checkpoint.
+
+    Before each batch of spots that is read for it, a sentence says how far it is. Whoever ends it there loses nothing: what is encoded is
+    kept with the checkpoint for the next time.
+    """
     stored: MorphologyMap | None = getattr(model, "morphology_map", None)
     # a synthesized section holds no tissue of its own to learn from, and a small one too little: no crop is read
     if stored is not None and (section.synthetic or len(section.spots) < MIN_SPOTS):
@@ -153,11 +163,16 @@ def follows_of(section: Section, card: CheckpointCard, model: PatchModel) -> Fol
     key = fingerprint(section)
     if key not in kept:
         most = MAX_MAP_SPOTS if stored is None else MAX_FURTHER_SPOTS
-        measured = encode_measured(section, card, model, most)
-        known, rows = covariation_of(section.spots), spaced_rows(section, most)
-        trend = None if known is None else fit_morphology_trend(known.scores(rows), measured[1])
-        kept[key] = Follows(section_map(model, *measured), trend)
+        known: dict[str, Encoded] = vars(model).setdefault("encoded_spots", {})
+        encoded = yield from encoding_steps(section, card, model, most, known.setdefault(key, {}))
+        together, rows = covariation_of(section.spots), spaced_rows(section, most)
+        trend = None if together is None else fit_morphology_trend(together.scores(rows), encoded[1])
+        kept[key] = Follows(section_map(model, *encoded), trend)
+        known.pop(key, None)
     return kept[key]
+
+
+follows_of = drained(follow_steps, "follows_of")
 
 
 def spaced_rows(section: Section, most: int) -> NDArray[np.int64]:
@@ -181,28 +196,34 @@ def fitted_map(sections: Sequence[Section], card: CheckpointCard, model: Encoder
 
     It is cross-validated on whole sections where there are three or more, else on blocks of neighbours.
     """
-    parts = [encode_measured(section, card, model) for section in sections]
+    parts = [finish(encoding_steps(section, card, model)) for section in sections]
     expression, morphology, yx = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     numbers = np.repeat(np.arange(len(parts)), [len(own) for _, _, own in parts])
     return fit_morphology_map(expression, morphology, sections=numbers, yx=yx)
 
 
-def encode_measured(
-    section: Section, card: CheckpointCard, model: Encoders, most: int = MAX_MAP_SPOTS
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """Return expression, morphology and positions of at most ``most`` spots of a section."""
-    spots = section.spots
+def encoding_steps(
+    section: Section, card: CheckpointCard, model: Encoders, most: int = MAX_MAP_SPOTS, kept: Encoded | None = None
+) -> Generator[str, None, tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]]:
+    """Return expression, morphology and positions of at most ``most`` spots of a section.
+
+    Batches in ``kept`` are not read again, and the others are put there. Before each of these, a sentence says how far it is.
+    """
+    spots, kept = section.spots, {} if kept is None else kept
     rows = spaced_rows(section, most)
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.mpp)
-    expression, morphology = [], []
     for start in range(0, len(rows), MAP_BATCH):
+        if start in kept:
+            continue
+        yield f"Reading the tissue of this section: {start} of {len(rows)} spots"
         own = rows[start : start + MAP_BATCH]
         names = tuple(spots.ids[own].tolist())
         crops = read_patches(section.slide, [b.source for b in boxes[start : start + MAP_BATCH]], card.patch_px)
         counts = spots.counts[own].astype(np.float32)
-        expression.append(model.encode_expression(counts, spots.genes, names, spots.relative_depth[own]))
-        morphology.append(model.encode_morphology(crops, names))
-    return np.concatenate(expression), np.concatenate(morphology), spots.yx[rows]
+        expression = vectors_of(model.encode_expression(counts, spots.genes, names, spots.relative_depth[own]))
+        kept[start] = expression, model.encode_morphology(crops, names)
+    expression, morphology = (np.concatenate(parts) for parts in zip(*(kept[k] for k in sorted(kept)), strict=True))
+    return expression, morphology, spots.yx[rows]
 
 
 @lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..progress import CancelToken
 from ..types import CanvasFrame, Patch, PatchResult, Plan, Section
 from .canvas import boxes_around, even
 from .conditions import Conditions, condition_rows
-from .counterfactual import content_key, follows_of
+from .counterfactual import content_key, follow_steps
 from .models import Edited, Pasted, PatchBatch, PatchModel
 from .plan import plan as make_plan
 from .plan import resolve_counterfactual_steps, resolve_sampling
@@ -91,7 +91,11 @@ class LiveTissue:
         """Newest request; any thread may set it. An `update` of an older one finishes spots that are the same in both, and ends."""
 
     def update(
-        self, request: Request, in_view: NDArray[np.bool_] | None = None, cancel: CancelToken | None = None
+        self,
+        request: Request,
+        in_view: NDArray[np.bool_] | None = None,
+        cancel: CancelToken | None = None,
+        tell: Callable[[str], None] = lambda words: None,
     ) -> Iterator[LivePicture]:
         """Compute the changes of a request's edits since the last picture.
 
@@ -103,6 +107,8 @@ class LiveTissue:
             (n,) mask of the spots in view; None: all.
         cancel
             Asked at every call of the network.
+        tell
+            Called with what is done before the first picture, in words; at last with none.
 
         Yields
         ------
@@ -122,6 +128,13 @@ class LiveTissue:
             return
         changes = {"region": SpotList(ids=wanted), "mode": "spots", "counterfactual": "on"}
         plan = make_plan(self.section, request.model_copy(update=changes), self.model.card)
+        try:
+            for words in follow_steps(self.section, self.model.card, self.model):
+                tell(words)
+                if cancel.cancelled or self.newest not in (None, request):
+                    return
+        finally:
+            tell("")
         conditions = condition_rows(plan, self.section, self.model)
         keys = _keys(plan, conditions)
         stages = sorted({min(COARSE_STEPS, plan.steps), plan.steps})  # all spots coarsely first, then finely
@@ -165,7 +178,9 @@ class LiveTissue:
             return (cancel is not None and cancel.cancelled) or self.newest not in (None, request)
 
         sampling = replace(resolve_sampling(request, card, counterfactual=True), steps=fine)
-        follows_of(self.section, card, self.model)  # the first edit needs it
+        for _ in follow_steps(self.section, card, self.model):  # the first edit needs it
+            if outdated():
+                return
         todo = [patch for patch in patches if (patch.spot_id, fine) not in self._ahead]
         for start in range(0, len(todo), BATCH):
             own = tuple(todo[start : start + BATCH])

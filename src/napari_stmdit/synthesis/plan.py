@@ -162,7 +162,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
             )
         )
     shared = match_genes(card.genes, section.spots.genes).shared
-    _check_genes(request, card, shared, faults)
+    _check_genes(request, card, section, shared, faults)
     _check_conditions(request, card, faults)
     if section.expression.kind != "none":
         programs, profiles = known_programs(request.programs), (*request.profiles, *card.profiles)
@@ -199,6 +199,8 @@ def _resolved(section: Section, request: Request, card: CheckpointCard, faults: 
             "open the slide with a predicted table (--predicted-expression FILE.h5ad, predicted_expression=...), or a section whose expression "
             "was measured"
         )
+    if card.reads_factors:
+        way_out = f"give the table of the {len(card.genes)} factors that checkpoint {card.name!r} reads, {_FACTORS}"
     asked = "expression" in request.model_fields_set and request.expression != "null"
     if asked or request.expression == "shuffled":
         faults.append(
@@ -242,9 +244,23 @@ def region_rows(section: Section, request: Request, faults: list[tuple[str, str]
             return np.sort(np.random.default_rng(request.seed).choice(len(spots), count, replace=False))
 
 
-def _check_genes(request: Request, card: CheckpointCard, shared: int, faults: list[tuple[str, str]]) -> None:
+_FACTORS = "--factors FILE.h5ad::NAME (factors=...)"
+
+
+def _check_genes(
+    request: Request, card: CheckpointCard, section: Section, shared: int, faults: list[tuple[str, str]]
+) -> None:
     needed = _genes_needed(card)
     if request.expression == "null" or request.allow_gene_mismatch or shared >= needed:
+        return
+    if card.reads_factors:
+        kind, names = section.expression.kind, some_of(section.spots.genes.symbols.tolist(), 3)
+        has = f"those of {section.expression.file} ({names})" if kind == "factors" else "counts of genes"
+        said = (
+            f"checkpoint {card.name!r} reads {len(card.genes)} factors of each spot in the place of counts ({some_of(card.genes, 3)}), and the section "
+            f"has {has}; give the table that holds them, {_FACTORS}"
+        )
+        faults.append(("genes", said))
         return
     faults.append(
         (

@@ -16,7 +16,7 @@ from ..types import Patch, PatchResult, Plan, Section
 from .canvas import MemoryCanvas, fits_in_memory
 from .conditions import Conditions
 from .continuous import run_edited_windows, run_windows
-from .counterfactual import Before
+from .counterfactual import Before, follow_steps
 from .identity import identity_of, inputs_of
 from .models import Event, KnownModel, Pasted, PatchModel, Preview
 from .plan import plan as make_plan
@@ -136,6 +136,8 @@ class Session:
         if self.plan.windows is None:
             yield self.report()
             if self.todo:
+                yield from self.read_tissue()
+            if self.todo and not self.stopped():
                 yield from run_spots(self, self._measured, self._conditions)
         elif self.plan.counterfactual:
             yield from run_edited_windows(self, self.plan.windows)
@@ -159,9 +161,17 @@ class Session:
         """Return whether a stop was asked for."""
         return self.cancel.cancelled
 
-    def report(self, step: int = 0, part: float = 0.0, count: int = 0) -> Progress:
-        """Record the position of the run: a step, the share of it that is done, and the number of patches in work."""
-        self.progress = self._progress(step, part, count)
+    def read_tissue(self) -> Iterator[Progress]:
+        """Fit how morphology follows, where tissue is edited; it may be stopped between two batches of spots."""
+        if self.plan.counterfactual and self._conditions is None:
+            for words in follow_steps(self.section, self.plan.card, self.model):
+                yield self.report(doing=words)
+                if self.stopped():
+                    return
+
+    def report(self, step: int = 0, part: float = 0.0, count: int = 0, doing: str = "") -> Progress:
+        """Record the position of the run: a step, the share of it that is done, the number of patches in work, or what is done before."""
+        self.progress = self._progress(step, part, count, doing)
         if isinstance(self.canvas, ZarrCanvas):
             self.canvas.failed = dict(self.failed)
             self.canvas.facts |= self._facts
@@ -194,7 +204,7 @@ class Session:
         self._facts = before.facts
         self._notes += before.words
 
-    def _progress(self, step: int, part: float, count: int) -> Progress:
+    def _progress(self, step: int, part: float, count: int, doing: str = "") -> Progress:
         total, done, whole = len(self._wanted), len(self.finished), self.plan.windows is not None
         return Progress(
             done,
@@ -207,6 +217,7 @@ class Session:
             notes=(*self._notes, *self.batches.notes),
             failed=dict(self.failed),
             facts=self._facts,
+            doing=doing,
         )
 
     # --- its end

@@ -250,7 +250,7 @@ def make_sheet(
         session = Session(plan, section, model, MemoryCanvas(plan.frame, plan.counterfactual), batch=1, cancel=cancel)
         for event in session.steps():
             if isinstance(event, Progress) and not event.patches_done:
-                yield sheet, Progress(number, len(plans), event.step, event.steps, 1, watch.seconds)
+                yield sheet, Progress(number, len(plans), event.step, event.steps, 1, watch.seconds, doing=event.doing)
         result = session.result()
         if result.done:
             cell = SheetCell(variant.label, result.patches[0], result.provenance)

@@ -137,8 +137,7 @@ def oriented(section: Section, orientation: Orientation) -> Section:
     spots = replace(whole.spots, yx=turned_places(whole.spots.yx, size, orientation))
     outlines = whole.outlines
     if outlines is not None:
-        ends = outlines.reshape(-1, 2).astype(np.float64)
-        outlines = turned_places(ends, size, orientation).reshape(-1, 2, 2).astype(np.float32)
+        outlines = outlines.moved(lambda ends: turned_places(ends, size, orientation))
     note = f"the spots lie on the slide {WORDS[orientation]} against what the files say, as asked"
     turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None, outlines=outlines)
     return turned if section.excluded is None else exclude(turned, section.excluded.regions)

@@ -53,7 +53,7 @@ def with_factors(section: Section, place: str | Path) -> Section:
     if (times > 1).any():
         raise SectionError(f"{name} has several columns called {some_of(unique[times > 1].tolist())}; rename them")
     parts = csr_matrix((PER * weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)).astype(np.float32))
-    source = ExpressionSource("factors", name, found.sha256)
+    source = ExpressionSource("factors", name, found.sha256, place=str(Path(place).expanduser().absolute()))
     told = tuple(note for note in section.notes if note != section.expression.statement)
     return replace(
         section,

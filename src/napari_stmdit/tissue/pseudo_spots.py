@@ -184,7 +184,7 @@ def _nearest_centre(microns: NDArray[np.float64]) -> tuple[NDArray[np.int64], ND
 
 
 _TILE = 512
-_MIN_PX = 1024
+_MIN_PX, _DRAWN_PX = 1024, 2048
 
 
 def outlines_of(shapes: NDArray[Any]) -> NDArray[np.float32]:
@@ -225,22 +225,29 @@ def drawn_outlines(pieces: NDArray[np.float32], shape: tuple[int, int]) -> list[
     Returns
     -------
     list
-        Dask arrays (y, x, 4) uint8, each half as large as the one before.
+        Arrays (y, x, 4) uint8, each half as large as the one before. Levels of up to `_DRAWN_PX`, in which everything is in view, are drawn;
+        the others are dask arrays.
     """
     import dask.array as da
 
     ordered = pieces[np.argsort(pieces[:, 0, 0], kind="stable")]
     levels: list[Any] = []
-    factor = 1
-    while not levels or max(levels[-1].shape) > _MIN_PX:
-        source = _Drawing(ordered, (-(-shape[0] // factor), -(-shape[1] // factor)), factor)
-        levels.append(
-            da.from_array(
-                source, chunks=(_TILE, _TILE, 4), name=f"outlines-{uuid4().hex}", meta=np.empty((0, 0, 0), np.uint8)
-            )
-        )
-        factor *= 2
+    for number, (height, width) in enumerate(level_sizes(shape)):
+        source = _Drawing(ordered, (height, width), 2**number)
+        if max(height, width) <= _DRAWN_PX:
+            levels.append(source[:, :, :])
+            continue
+        how: dict[str, Any] = {"name": f"outlines-{uuid4().hex}", "meta": np.empty((0, 0, 0), np.uint8)}
+        levels.append(da.from_array(source, chunks=(_TILE, _TILE, 4), **how))
     return levels
+
+
+def level_sizes(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return height and width of the levels of `drawn_outlines`."""
+    sizes = [shape]
+    while max(sizes[-1]) > _MIN_PX:
+        sizes.append((-(-shape[0] // 2 ** len(sizes)), -(-shape[1] // 2 ** len(sizes))))
+    return sizes
 
 
 class _Drawing:

@@ -190,9 +190,6 @@ def section_of(
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
     remarks: list[str] = []
-    outlines = None
-    if rows.outlines is not None:
-        outlines = apply(inverse, rows.outlines.reshape(-1, 2)).reshape(-1, 2, 2).astype(np.float32)
     if rows.is_small:
         areas = None if rows.areas is None else rows.areas * (mean_scale(inverse) * (calibration.mpp or 0)) ** 2
         spots, remarks = aggregate(spots, calibration, rows.bin_um, areas)
@@ -211,7 +208,7 @@ def section_of(
         expression=expression,
         image_fault=frame.fault,
         store=None if root is None or rows.is_small else StoreElements(root, rows.circles_name, rows.table_name),
-        outlines=outlines,
+        outlines=None if rows.outlines is None else rows.outlines.moved(lambda ends: apply(inverse, ends)),
     )
     return excluded_as_kept(section, own)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..types import Genes, SpotTable
+from ..types import Genes, Outlines, SpotTable
 from .counts import EXPRESSION_FEATURE, are_controls, canonical, fault_of_counts, note_empty, refuse_twice
 from .geometry import Affine, swap_axes
 from .one_section import refuse_libraries
@@ -67,7 +67,7 @@ class SpotRows:
     unit_um
         Microns per unit of the shapes, if the table states it; else None.
     outlines
-        Line segments of the outlines of cells, (k, 2, 2), in units of the shapes; None where they have none.
+        Outlines of cells, in units of the shapes; None where they have none.
     """
 
     table_name: str
@@ -84,7 +84,7 @@ class SpotRows:
     bin_um: float | None = None
     areas: NDArray[np.float64] | None = None
     unit_um: float | None = None
-    outlines: NDArray[np.float32] | None = None
+    outlines: Outlines | None = None
 
     @property
     def is_small(self) -> bool:
@@ -156,7 +156,7 @@ def spot_rows(
     if rows.bin_um is not None:
         rows = replace(rows, areas=None)
     elif "radius" not in element.columns:
-        rows = replace(rows, outlines=outlines_of(element.geometry.to_numpy()))
+        rows = replace(rows, outlines=Outlines(lambda: outlines_of(element.geometry.to_numpy())))
     return rows, affines_of(element)
 
 

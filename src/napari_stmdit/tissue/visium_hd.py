@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import is_number
 from ..text import shorten
-from ..types import Section
+from ..types import Outlines, Section
 from .counts import find_counts, read_counts
 from .geometry import VISIUM_PITCH_UM, calibrate
 from .pseudo_spots import SHARES, aggregate, outlines_of, sum_cells
@@ -73,7 +73,7 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, places, calibration)
     name = f"{section_name(root)}_{folder.name}"
     synthetic, synthetic_notes = synthetic_marker(folder)
-    outlines, outline_notes = _outlines_beside(root)
+    cells = root / CELLS / _OUTLINES
     return Section(
         name=name,
         path=folder,
@@ -83,8 +83,8 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
         calibration=calibration,
         coordinate_systems=coordinate_systems(name, scalefactors),
         synthetic=synthetic,
-        notes=(*synthetic_notes, *notes, *bin_notes, *aggregated, *image_notes, *outline_notes),
-        outlines=outlines,
+        notes=(*synthetic_notes, *notes, *bin_notes, *aggregated, *image_notes),
+        outlines=Outlines(lambda: outlines_of(_shapes(cells)[1])) if cells.is_file() else None,
     )
 
 
@@ -168,7 +168,7 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
     if source is None:
         raise SectionError(f"{folder} holds no counts of cells; expected {_COUNTS[0]}")
     matrix = read_counts(source)
-    cells, outlines = _outlines(folder / _OUTLINES)
+    cells, shapes = _cells(folder / _OUTLINES)
     middles = cells[["y", "x"]].to_numpy()
     calibration = calibrate(scalefactors, middles, None, mpp)
     cells["area"] *= (calibration.mpp or 0) ** 2
@@ -186,40 +186,35 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
         calibration=calibration,
         coordinate_systems=coordinate_systems(name, scalefactors),
         notes=(*notes, *image_notes),
-        outlines=outlines,
+        outlines=Outlines(lambda: outlines_of(shapes)),
     )
 
 
-def _outlines_beside(root: Path) -> tuple[NDArray[np.float32] | None, list[str]]:
-    """Return the outlines of the cells that lie among the bins of a section, where they were segmented; a file that cannot be read is a note."""
-    file = root / CELLS / _OUTLINES
-    if not file.is_file():
-        return None, []
-    try:
-        return _outlines(file)[1], []
-    except SectionError as error:
-        return None, [f"cells are not outlined: {error}"]
-
-
-def _outlines(file: Path) -> tuple[pd.DataFrame, NDArray[np.float32]]:
-    """Return the centre (y, x) and area of each cell in full-resolution pixels, by its name in the counts, and the outlines to draw."""
+def _shapes(file: Path) -> tuple[pd.Series, NDArray[Any]]:
+    """Return the ``cell_id`` of each cell, and its polygon in full-resolution pixels."""
     import geopandas as gpd
-    import pandas as pd
-    import shapely
 
     with damage_as_section_error(file, "outlines of cells"):
         table = gpd.read_file(file, columns=["cell_id"])
-        shapes = table.geometry.to_numpy()
-        numbers = pd.to_numeric(table["cell_id"], errors="coerce").to_numpy(dtype=np.float64)
+        return table["cell_id"], table.geometry.to_numpy()
+
+
+def _cells(file: Path) -> tuple[pd.DataFrame, NDArray[Any]]:
+    """Return the centre (y, x) and area of each cell in full-resolution pixels, by its name in the counts, and all polygons."""
+    import pandas as pd
+    import shapely
+
+    named, shapes = _shapes(file)
+    with damage_as_section_error(file, "outlines of cells"):
+        numbers = pd.to_numeric(named, errors="coerce").to_numpy(dtype=np.float64)
         middles, areas = shapely.centroid(shapes), shapely.area(shapes)
-        outlines = outlines_of(shapes)
     if not (numbers == np.rint(numbers)).all():
         raise SectionError(f"{file}: a cell_id is no whole number")
     names = [f"cellid_{int(n):09d}-1" for n in numbers]
     cells = pd.DataFrame({"y": shapely.get_y(middles), "x": shapely.get_x(middles), "area": areas}, index=names)
     if not cells.index.is_unique:
         raise SectionError(f"{file}: a cell_id is there twice")
-    return cells[areas > 0], outlines
+    return cells[areas > 0], shapes
 
 
 def note_version(section: Section, folder: Path) -> Section:

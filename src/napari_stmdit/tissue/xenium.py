@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json
 from ..text import shorten
-from ..types import Calibration, Section, SlideImage
+from ..types import Calibration, Outlines, Section, SlideImage
 from .counts import read_counts
 from .geometry import Affine, apply, check_mpp, compose, mean_scale, scaling
 from .images import IMAGE_SUFFIXES, image_size, open_image
@@ -126,19 +126,19 @@ def _names(column: pd.Series) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in column.tolist()]
 
 
-def _outlines(path: Path, from_microns: Affine) -> NDArray[np.float32] | None:
-    """Return the outlines of cells to draw; None where there are none that can be read: the section opens without them."""
-    import pandas as pd
-
+def _outlines(path: Path, from_microns: Affine) -> Outlines | None:
+    """Return the outlines of cells to draw; None where there is no file of them."""
     file = path / "cell_boundaries.parquet"
-    if not file.is_file():
-        return None
-    try:
-        corners = pd.read_parquet(file, columns=["cell_id", "vertex_x", "vertex_y"])
-        yx = apply(from_microns, corners[["vertex_y", "vertex_x"]].to_numpy(dtype=np.float64))
-    except (OSError, ValueError, KeyError):
-        return None
-    return pieces_of_rings(yx, pd.factorize(corners["cell_id"])[0])
+
+    def read() -> NDArray[np.float32]:
+        import pandas as pd
+
+        with damage_as_section_error(file, "outlines of cells"):
+            corners = pd.read_parquet(file, columns=["cell_id", "vertex_x", "vertex_y"])
+            yx = apply(from_microns, corners[["vertex_y", "vertex_x"]].to_numpy(dtype=np.float64))
+            return pieces_of_rings(yx, pd.factorize(corners["cell_id"])[0])
+
+    return Outlines(read) if file.is_file() else None
 
 
 # ------------------------------------------------------------------------------------------------- the slide

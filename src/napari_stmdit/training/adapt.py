@@ -26,6 +26,7 @@ from ..storage.atomic import check_free, replacing, take_lock, write_text
 from .adapt_config import MAX_CROPS, build_config, check_room, programs_among
 from .adaptation import (
     CONFIG,
+    NOTHING,
     PROGRESS,
     REQUEST,
     STAGES,
@@ -59,7 +60,7 @@ from .state import load_record, save_record, timed
 from .train import record_inputs, run_stage
 
 CROPS_SHARE, EVALUATION_SHARE, EXPORT_SHARE = 0.10, 0.15, 0.04
-"""Shares of the time for encoding, evaluation and export; the transformer trains in the rest."""
+"""Shares of the time for encoding, evaluation (where a part is held out) and export; the transformer trains in the rest."""
 MIN_CROPS = 48
 MIN_STEPS = 12
 VALIDATIONS, SHEETS = 6, 3
@@ -259,7 +260,7 @@ class _Run:
         self.planned: dict[str, float] = {
             "preparing": 0.03 * self.total_s,
             "latents": CROPS_SHARE * self.total_s,
-            "evaluation": EVALUATION_SHARE * self.total_s,
+            "evaluation": 0.0 if request.hold_out == NOTHING else EVALUATION_SHARE * self.total_s,
             "export": EXPORT_SHARE * self.total_s,
         }
         self.planned["transformer"] = self.total_s - sum(self.planned.values())
@@ -405,12 +406,12 @@ class _Run:
 
     def _evaluated(self) -> tuple[dict[str, Any], str]:
         """Return the figures of the evaluation on held-out tissue, and a sentence about them."""
-        self._enter("evaluation")
-        kept = self.work / "evaluation.json"
-        found: dict[str, Any] | None = load_record(kept)
         config = self._config()
         if not config.held_out:
             return {}, summary_of({})
+        self._enter("evaluation")
+        kept = self.work / "evaluation.json"
+        found: dict[str, Any] | None = load_record(kept)
         if found is None:
             found = self._evaluate(apply_start(config))
             save_record(kept, found)

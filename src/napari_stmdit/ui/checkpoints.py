@@ -347,6 +347,7 @@ class Adaptations:
             sections=(str(section.path),),
             fullres=how["--fullres"],
             mpp=how["--mpp"],
+            factors=() if how["--factors"] is None else (how["--factors"],),
             minutes=minutes,
             hold_out=hold_out,
         )

@@ -25,7 +25,9 @@ from ..synthesis.stored import StoredResult, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
 from ..tissue.in_memory import LinkedElements
 from ..tissue.open import SectionSource
+from ..tissue.pseudo_spots import drawn_outlines
 from ..types import Section
+from .layers import outlines_size
 from .state import CloseUp, ModelChoice, ResultEntry
 
 Tell = Callable[[Any], None]
@@ -325,6 +327,15 @@ def reading_stored(section: Section) -> Job:
     """Read a section's stored results; yields `StoredResults`."""
     error = failing(SectionError, f"the results in {section.path} could not be read")
     return Job("Reading stored results", once(lambda: read_stored(section)), error)
+
+
+def outlining(section: Section) -> Job:
+    """Read and draw the outlines of a section's cells; yields the levels of the picture."""
+    outlines = section.outlines
+    assert outlines is not None  # who asks has a layer of them
+    error = failing(SectionError, f"the cells of {section.name} cannot be outlined")
+    work = once(lambda: drawn_outlines(outlines.pieces, outlines_size(section)))
+    return Job("Reading the outlines of cells", work, error, quiet=True)
 
 
 def linking(section: Section) -> Job:

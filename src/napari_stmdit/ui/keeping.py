@@ -136,7 +136,8 @@ class Keeping:
         image, scale = section.image, section.calibration
         fullres = None if image is None or section.kind == "image" or image.pixel_size > 1 else image.file
         mpp = scale.mpp if scale.source == "override" else None
-        return SectionSource(path=str(section.path), fullres=None if fullres is None else str(fullres), mpp=mpp)
+        how = {"fullres": None if fullres is None else str(fullres), "mpp": mpp}
+        return SectionSource.given(str(section.path), factors=section.expression.place or None, **how)
 
     # --- what earlier sessions left
 

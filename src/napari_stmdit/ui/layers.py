@@ -13,7 +13,7 @@ from ..intent import Request
 from ..synthesis.stored import StoredResult, read_stored
 from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
-from ..tissue.pseudo_spots import drawn_outlines
+from ..tissue.pseudo_spots import level_sizes
 from ..types import CanvasFrame, PatchResult, Section
 from .spot_colours import DIVERGING, RING, SpotLook, colormap_of
 from .strokes import describe
@@ -92,7 +92,7 @@ def metadata(role: Role, section: Section, **more: Any) -> dict[str, Any]:
 def section_layers(section: Section) -> list[LayerTuple]:
     """Return the layers of a section: slide, outlines of cells if any, and spots as one Points layer, true to size."""
     found = [] if section.image is None else [slide_layer(section)]
-    found += [] if section.outlines is None else [outlines_layer(section, section.outlines)]
+    found += [] if section.outlines is None else [outlines_layer(section)]
     return [*found, spots_layer(section)]
 
 
@@ -111,12 +111,9 @@ def slide_layer(section: Section, role: Role = "slide", name: str = "") -> Layer
     return (levels if len(levels) > 1 else levels[0]), state, "image"
 
 
-def outlines_layer(section: Section, pieces: NDArray[np.float32]) -> LayerTuple:
-    """Return the outlines of cells as one hidden, lazily drawn picture."""
-    corner = np.ceil(pieces.max(axis=(0, 1), initial=0.0)).astype(int) + 1
-    slide = (0, 0) if section.image is None else (np.array(section.image.shape) * section.image.pixel_size).astype(int)
-    height, width = np.maximum(corner, slide).tolist()
-    levels = drawn_outlines(pieces, (height, width))
+def outlines_layer(section: Section) -> LayerTuple:
+    """Return a hidden layer for the outlines of cells, blank until they are read: see `jobs.outlining`."""
+    levels = [np.broadcast_to(np.uint8(0), (*size, 4)) for size in level_sizes(outlines_size(section))]
     state = {
         "name": f"{section.name} cell outlines",
         "rgb": True,
@@ -126,6 +123,16 @@ def outlines_layer(section: Section, pieces: NDArray[np.float32]) -> LayerTuple:
         **placing(section, napari_affine(np.eye(3), section.calibration.mpp)),
     }
     return (levels if len(levels) > 1 else levels[0]), state, "image"
+
+
+def outlines_size(section: Section) -> tuple[int, int]:
+    """Return height and width of the picture of the outlines in full-resolution pixels: those of the slide, or somewhat more than the spots'."""
+    spots = section.spots
+    size = spots.yx.max(axis=0) + 10 * spots.diameter
+    if section.image is not None:
+        size = np.array(section.image.shape) * section.image.pixel_size
+    height, width = np.ceil(size).astype(int).tolist()
+    return height, width
 
 
 def spots_layer(section: Section) -> LayerTuple:

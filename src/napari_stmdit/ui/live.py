@@ -19,7 +19,7 @@ from ..tissue.geometry import napari_affine
 from ..tissue.open import synthesis_fault
 from ..types import Section
 from . import jobs, layers
-from .jobs import Handlers, Job, Lane, Start
+from .jobs import Handlers, Job, Lane, Start, Tell
 from .section_view import SectionView
 from .state import RunStatus, WorkbenchState
 
@@ -166,9 +166,12 @@ class Live:
         yx = view.section.spots.yx
         return np.asarray(((yx >= low) & (yx <= high)).all(axis=1))
 
-    def _show(self, picture: LivePicture) -> None:
+    def _show(self, picture: LivePicture | str) -> None:
         viewer, section = self._viewer(), self.state.section
         if viewer is None or section is None or not self.state.live or self.state.status.busy:
+            return
+        if isinstance(picture, str):
+            self.state.live_text = picture
             return
         self.state.live_text = described(picture, self.state.request)
         if not picture.steps:
@@ -199,10 +202,10 @@ def live_fault(request: Request, section: Section, card: CheckpointCard) -> str:
 
 
 def following(tissue: LiveTissue, request: Request, in_view: NDArray[np.bool_] | None) -> Job:
-    """Update the tissue, then compute the noise of the spots in view; yields `LivePicture`."""
+    """Update the tissue, then compute the noise of the spots in view; tells what is done before, in words, and yields `LivePicture`."""
 
-    def generate(token: CancelToken) -> Iterator[LivePicture]:
-        yield from tissue.update(request, in_view, token)
+    def generate(token: CancelToken, tell: Tell) -> Iterator[LivePicture]:
+        yield from tissue.update(request, in_view, token, tell)
         idle = time.perf_counter() + IDLE_S
         # a drag pauses often and briefly: computing ahead then would delay its next picture
         while time.perf_counter() < idle:
@@ -212,7 +215,7 @@ def following(tissue: LiveTissue, request: Request, in_view: NDArray[np.bool_] |
         for _ in tissue.prepare(request, in_view, token):
             pass
 
-    return Job("Live", generate, jobs.sampling_failed, quiet=True)
+    return Job("Live", generate, jobs.sampling_failed, quiet=True, tells=True)
 
 
 def described(picture: LivePicture, request: Request) -> str:

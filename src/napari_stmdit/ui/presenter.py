@@ -100,7 +100,9 @@ class Presenter:
         """Callback that asks before a section is replaced; the dock replaces it by a question."""
         self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke, self.run_at)
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
-        self._lanes = {name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example", "ahead")}
+        self._lanes = {
+            name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example", "ahead", "outlines")
+        }
         self._saves = Series(start)
         self._unsaved: list[str] = []
         self._titles: dict[str, str] = {}
@@ -198,7 +200,7 @@ class Presenter:
                     self.results.delete(entry.number)  # its store is read again
                 else:
                     self.results.show(entry.number, False)
-        self.view = SectionView(viewer, section, self._refused, self.select_all)
+        self.view = SectionView(viewer, section, self._refused, self.select_all, self._read_outlines)
         state = self.state
         state.section = section
         self.view.show()
@@ -238,6 +240,21 @@ class Presenter:
         self.state.selected = ()
         self.use_tool("click")
         self.state.section = self._unlinked = None
+        self._abandon("outlines")
+
+    def _read_outlines(self) -> None:
+        """Read the outlines of cells, which takes seconds for many, and show them in their layer."""
+        view = self.view
+        assert view is not None  # it asks
+        words = "The outlines of the cells are being read, and then shown."
+        self.state.tell("info", words)
+
+        def done(levels: list[Any]) -> None:
+            view.outline_cells(levels)
+            if self.state.message.text == words:
+                self.state.tell("info", "")
+
+        self._submit("outlines", jobs.outlining(view.section), done, lambda _: view.outline_cells(None))
 
     def _link(self) -> None:
         """Link the section for other plugins once nothing is waited for: the imports of that take seconds."""

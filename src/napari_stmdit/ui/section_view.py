@@ -116,7 +116,8 @@ def inverted(spots: SpotTable, present: Iterable[str]) -> tuple[str, ...]:
 class SectionView:
     """Slide and spots of one section.
 
-    ``refused`` is called where the user was kept from changing them, ``choose_all`` where a key selects all spots.
+    ``refused`` is called where the user was kept from changing them, ``choose_all`` where a key selects all spots, and ``read_outlines`` where
+    the outlines of cells are first shown: it calls `outline_cells`.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class SectionView:
         section: Section,
         refused: Callable[[], None] = lambda: None,
         choose_all: Callable[[], None] = lambda: None,
+        read_outlines: Callable[[], None] = lambda: None,
     ) -> None:
         self._viewer = weakref.ref(viewer)
         self.section = section
@@ -133,7 +135,8 @@ class SectionView:
         self.outlines: Any = None
         self.spots: Any = None
         self.values = SpotValues(section.spots)
-        self._refused, self._choose_all = refused, choose_all
+        self._refused, self._choose_all, self._read_outlines = refused, choose_all, read_outlines
+        self._outlined_cells = False
         self._restoring = False
         self.outline_only = False
         self._diameter_px = 0.0
@@ -165,11 +168,24 @@ class SectionView:
             self.slide = layer
         elif role == "outlines":
             self.outlines = layer
+            layer.events.visible.connect(self._outlines_shown)
+            self._outlines_shown()
         elif role == "spots":
             self.spots = layer
             layer.events.data.connect(self._data_changed)
         if role in ("slide", "outlines", "spots"):
             protect(layer, self._refused, self._choose_all)
+
+    def _outlines_shown(self, event: Any = None) -> None:
+        if self.outlines is not None and self.outlines.visible and not self._outlined_cells:
+            self._outlined_cells = True
+            self._read_outlines()
+
+    def outline_cells(self, levels: list[Any] | None) -> None:
+        """Show the outlines of cells; None where they could not be read: they are asked for again when the layer is next shown."""
+        self._outlined_cells = levels is not None
+        if self.outlines is not None and levels is not None:
+            self.outlines.data = levels if self.outlines.multiscale else levels[0]
 
     def _data_changed(self, event: Any = None) -> None:
         if self.spots is not None and not self._restoring and not self._whole():

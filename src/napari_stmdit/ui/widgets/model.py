@@ -340,7 +340,12 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.minutes = self.form["minutes"].native
         self.minutes.setDecimals(0)
         places = [(words, key) for key, words in PLACES.items()]
-        self.hold_out = combo("Held out", "Spots to evaluate on; never trained on", places, length=8)
+        self.hold_out = combo(
+            "Held out",
+            "Spots to evaluate on; never trained on. With nothing held out, all the time trains",
+            places,
+            length=8,
+        )
         self.name = named(QLineEdit(), "Name of the checkpoint", "Its name in the list of checkpoints")
         tip = "Start learning from the open section"
         self.go = button("Adapt", "Adapt to this section", tip, self._begin)

@@ -164,6 +164,10 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.path.textChanged.connect(self._path_changed)
         self.fullres = self._field("Full-resolution image", "found in the folder")
         self.fullres.setToolTip("The slide image that Space Ranger was run on, where the folder lacks it")
+        self.factors = self._field("Factors", "none: counts are used")
+        self.factors.setToolTip(
+            "Values of each spot in the place of counts, for a checkpoint trained with such: FILE.h5ad::NAME of its obsm, or a .csv"
+        )
         self.mpp = self._field("Microns per pixel", "from the files")
         self.mpp.setToolTip("Microns per full-resolution pixel; overrides what the files say")
         browse = button("…", "Choose the section", "Choose a section's folder or a plain H&E slide")
@@ -199,6 +203,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.path.returnPressed.connect(self._open)
         self.mpp.returnPressed.connect(self._open)
         self.fullres.returnPressed.connect(self._open)
+        self.factors.returnPressed.connect(self._open)
         self.correct = button(
             "Correct…",
             "Correct the scale",
@@ -207,9 +212,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         self.asked = Text("warning")
         # of a section: a plain slide is its own image
-        self.slide_image = boxed(labelled(("Slide image", row(self.fullres, browse_image))))
+        self.slide_image = boxed(labelled(("Slide image", row(self.fullres, browse_image)), ("Factors", self.factors)))
         inside = boxed(column(self.asked, self.slide_image, labelled(("µm per pixel", self.mpp)), spacing=4))
-        self.overrides = Fold("Scale and slide image, where missing", inside, unfolded=False, inner=True)
+        self.overrides = Fold("Scale, slide image and factors, where missing", inside, unfolded=False, inner=True)
         self.slide = SlidePanel()
         self.slide.submitted.connect(self._open)
         self.slide_options = Fold("Spots of a plain slide", self.slide, inner=True)
@@ -339,13 +344,14 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             ) from None
         path = self.path.text().strip()
         fullres = None if is_slide(path) else self.fullres.text().strip() or None
-        options = self.slide.value() if is_slide(path) else {}
+        options = self.slide.value() if is_slide(path) else {"factors": self.factors.text().strip() or None}
         return SectionSource.given(path, fullres=fullres, mpp=scale, **options)
 
     def setValue(self, source: SectionSource) -> None:
         """Fill the fields."""
         self.path.setText(str(source.path))
         self.fullres.setText(str(source.fullres or ""))
+        self.factors.setText(str(source.factors or ""))
         self.mpp.setText("" if source.mpp is None else f"{source.mpp:g}")
         self.slide.setValue(source)
 
@@ -468,7 +474,9 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         )
         if chosen:
             mpp = section.calibration.mpp if section.calibration.source == "override" else None
-            self.openRequested.emit(SectionSource.given(str(section.path), fullres=chosen, mpp=mpp))
+            factors = section.expression.place or None
+            source = SectionSource.given(str(section.path), fullres=chosen, mpp=mpp, factors=factors)
+            self.openRequested.emit(source)
 
     def _show_line(self, overlap: tuple[int, int] | None) -> None:
         section = self._section
@@ -531,6 +539,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if self._stated_for and path != self._stated_for:
             self._stated_for = ""
             self.mpp.clear()  # what was stated for one section must not be taken for the next
+            self.factors.clear()
             self.slide.table.clear()
         self.slide_options.setVisible(is_slide(path))
         self.slide_image.setVisible(not is_slide(path))

@@ -614,7 +614,8 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
         self.bar.setValue(round(1000 * progress.fraction))
         self.bar.setUpdatesEnabled(True)
         left = "" if progress.eta_s is None else f", {duration(progress.eta_s)} left"
-        self.count.show_text(f"{progress.patches_done} of {counted(progress.patches_total, 'patch', 'patches')}{left}")
+        done = f"{progress.patches_done} of {counted(progress.patches_total, 'patch', 'patches')}"
+        self.count.show_text(progress.doing or f"{done}{left}")
 
     def _tick(self) -> None:
         seconds = round(time.monotonic() - self._since)
