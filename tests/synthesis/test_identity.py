@@ -15,7 +15,8 @@ from tiny import TINY_GENES
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import StoreError
-from napari_stmdit.intent import Request, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.identity import differences, identity_of, recorded_differences
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import open_canvas, synthesize

@@ -9,8 +9,9 @@ import pytest
 from standins import CropModel, NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import StoreError
-from napari_stmdit.intent import Polygons, Request
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken, Progress
+from napari_stmdit.regions import Polygons
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import Session, open_canvas, run, synthesize
 from napari_stmdit.synthesis.zarr_canvas import PatchStore, from_ranges

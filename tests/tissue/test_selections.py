@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from napari_stmdit.edits import Add, KnockOut, Scale
 from napari_stmdit.errors import SectionError
-from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit
 from napari_stmdit.tissue.excluded import perturbation_of, read_annotations, read_selections, write_selections
 from napari_stmdit.types import Genes, SpotTable
 
@@ -119,10 +119,10 @@ def test_what_cannot_be_written_is_refused(spots, tmp_path, selections, name, sa
 
 
 def test_factors_of_genes_are_a_perturbation(spots):
-    edits = [ScaleEdit(genes=("A", "B"), factor=2), KnockOutEdit(genes=("C",)), ScaleEdit(genes=("A",), factor=3)]
+    edits = [Scale(genes=("A", "B"), factor=2), KnockOut(genes=("C",)), Scale(genes=("A",), factor=3)]
     assert perturbation_of(edits, "T cell") == {"T cell": {"A": 6.0, "B": 2.0, "C": 0.0}}
     with pytest.raises(SectionError, match="cannot be written as a factor"):
-        perturbation_of([AddEdit(genes=("A",), log_units=1)], "T cell")
+        perturbation_of([Add(genes=("A",), log_units=1)], "T cell")
 
 
 def test_regions_that_hold_far_more_with_x_and_y_changed_over_are_said_so(spots, tmp_path):

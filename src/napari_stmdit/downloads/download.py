@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ..errors import DownloadError
 from ..files import BadFile, is_offline, read_json
-from ..intent import Intent
+from ..frozen import Frozen
 from ..progress import CancelToken, DownloadProgress, Stopwatch
 from ..storage.atomic import digest, hold, write_text
 from .places import Entry, download_directory, find_reference
@@ -28,14 +28,14 @@ _BLOCK = 1 << 20
 _REPORT_S = 0.1
 
 
-class FileRecord(Intent):
+class FileRecord(Frozen):
     """SHA-256 and bytes of one file."""
 
     sha256: str
     size: int
 
 
-class DownloadRecord(Intent):
+class DownloadRecord(Frozen):
     """Record of a download (``download.json``): source, date, terms and hashes.
 
     Attributes

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from ..edits import Swap
 from ..errors import StoreError
 from ..expression.changes import active_edits, spot_weights
 from ..files import user_path
-from ..intent import SwapEdit
 from ..storage.atomic import replacing
 from ..synthesis.result import Finished, Result, finished
 from ..synthesis.stored import StoredResult
@@ -328,7 +328,7 @@ def _edit_map(made: Finished, window: Window, px: int) -> NDArray[np.uint8]:
     weights = np.zeros(len(ids))
     for edit in active_edits(made.request.edits):
         own = spot_weights(edit, ids)
-        if isinstance(edit, SwapEdit):
+        if isinstance(edit, Swap):
             own = np.where(np.isin(spots.ids, [*edit.group_a, *edit.group_b]), own, 0)
         weights = np.maximum(weights, own)
     pale = 255 - (255 - window.before.astype(np.float32)) * 0.35

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError, StoreError
 from ..files import user_path
-from ..intent import Request, SpotList
+from ..intent import Request
 from ..progress import CancelToken, Progress
+from ..regions import SpotList
 from ..storage.atomic import write_text
 from ..synthesis.canvas import MemoryCanvas
 from ..synthesis.models import PatchModel
@@ -382,7 +383,7 @@ def with_chance(effect: EditEffect, chance: Chance, draws: int = DRAWS) -> EditE
 def _synthesized(
     request: Request, section: Section, model: PatchModel, cancel: CancelToken | None
 ) -> Iterator[tuple[Patches | None, Progress]]:
-    plan = make_plan(section, request, model.card)
+    plan = make_plan(section, request, model)
     session = Session(plan, section, model, MemoryCanvas(plan.frame), cancel=cancel)
     progress: Progress | None = None
     for event in session.steps():

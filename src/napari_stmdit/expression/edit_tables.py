@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from ..edits import Table
 from ..errors import GeneError
 from ..files import user_path
-from ..intent import TableEdit
 from ..storage import fingerprint
 from ..types import SpotTable
 from .genes import match_genes
@@ -76,7 +76,7 @@ class EditTable:
         return np.asarray(np.log1p(np.expm1(levels) * share[:, None]), dtype=np.float32)
 
 
-def read_edit_table(edit: TableEdit) -> EditTable:
+def read_edit_table(edit: Table) -> EditTable:
     """Read the table of an edit, once while it does not change.
 
     Raises
@@ -99,13 +99,13 @@ def read_edit_table(edit: TableEdit) -> EditTable:
     return _read(str(path), digest, edit.unit, edit.layer, edit.baseline)
 
 
-def signed(edit: TableEdit) -> TableEdit:
+def signed(edit: Table) -> Table:
     """Return an edit that states the SHA-256 of its table; unchanged where the table cannot be read."""
     path = user_path(edit.table)
     return edit.model_copy(update={"sha256": fingerprint.of_file(path)}) if not edit.sha256 and path.is_file() else edit
 
 
-def table_fault(edit: TableEdit, spots: SpotTable) -> str | None:
+def table_fault(edit: Table, spots: SpotTable) -> str | None:
     """Return why the table of an edit cannot be applied to a section, or None where it can."""
     try:
         table = read_edit_table(edit)
@@ -121,7 +121,7 @@ def table_fault(edit: TableEdit, spots: SpotTable) -> str | None:
     return None
 
 
-def table_note(edit: TableEdit, spots: SpotTable) -> str:
+def table_note(edit: Table, spots: SpotTable) -> str:
     """Say how much of a section the table of an edit covers; the table must be without fault."""
     table = read_edit_table(edit)
     shared = sum(spot in table.ids for spot in spots.ids.tolist())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..intent import Edit
+from ..edits import Edit
 from ..types import Genes, SpotTable
 from .changes import (
     Measured,

@@ -9,15 +9,17 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
+from ..edits import Edit
 from ..errors import GeneError, RequestError
 from ..expression.profiles import read_profile
 from ..expression.programs import read_gmt
 from ..files import BadFile, read_yaml, user_path
-from ..intent import Edit, Intent, Request, SpotProfile, Weight
+from ..frozen import Frozen, Weight
+from ..intent import Request, SpotProfile
 from ..storage.atomic import write_text
 
 
-class EditFile(Intent):
+class EditFile(Frozen):
     """Content of an edit file: edits, and the user's programs and profiles that they name."""
 
     edits: tuple[Edit, ...] = ()

@@ -346,7 +346,7 @@ def synthesize(
     """
     if request.exclude is not None and section.excluded is None:
         section = exclude_file(section, request.exclude)
-    plan = make_plan(section, request, model.card)
+    plan = make_plan(section, request, model)
     canvas: MemoryCanvas | ZarrCanvas
     if folder is not None:
         canvas = open_canvas(folder, plan, section, model, resume)

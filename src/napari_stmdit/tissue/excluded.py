@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..edits import Edit, KnockOut, Scale
 from ..errors import RequestError, SectionError, first_line
 from ..files import BadFile, read_json, user_path
-from ..intent import Edit, KnockOutEdit, Request, ScaleEdit, SpotList
+from ..intent import Request
+from ..regions import SpotList
 from ..storage.atomic import write_text
 from ..text import shorten, some_of
 from ..types import Excluded, Section, SpotTable
@@ -168,13 +170,13 @@ def perturbation_of(edits: Sequence[Edit], name: str) -> dict[str, dict[str, flo
     for edit in edits:
         if not edit.enabled:
             continue
-        if not isinstance(edit, ScaleEdit | KnockOutEdit) or edit.programs or edit.strength != 1:
+        if not isinstance(edit, Scale | KnockOut) or edit.programs or edit.strength != 1:
             raise SectionError(
                 f"the edit {edit.name or edit.operation!r} cannot be written as a factor a gene; only scaling and knocking out genes at full "
                 "strength can"
             )
         for gene in edit.genes:
-            factors[gene] = factors.get(gene, 1.0) * (edit.factor if isinstance(edit, ScaleEdit) else 0.0)
+            factors[gene] = factors.get(gene, 1.0) * (edit.factor if isinstance(edit, Scale) else 0.0)
     if not factors:
         raise SectionError("no edit multiplies a gene; there is nothing to write")
     return {name: factors}

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, ValidationError, model_validator
 
 from ..errors import SectionError
 from ..files import BadFile, is_number, user_path
-from ..intent import Intent
+from ..frozen import Frozen
 from ..text import shorten
 from ..types import Orientation, PredictedUnits, Section
 from .alignment import oriented
@@ -84,7 +84,7 @@ def _orientation(value: object) -> object:
 Place = Annotated[str | Path, BeforeValidator(_place)]
 
 
-class SectionSource(Intent):
+class SectionSource(Frozen):
     """Location of a section and its options, as of a command line, a job file, a training config or the dock.
 
     Attributes

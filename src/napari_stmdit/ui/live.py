@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..edits import KnockOut
 from ..errors import StmditError
-from ..intent import CheckpointCard, KnockOutEdit, Request
+from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.live import LivePicture, LiveTissue
 from ..synthesis.plan import counterfactual_fault, resolve_counterfactual_steps
@@ -197,7 +198,7 @@ def live_fault(request: Request, section: Section, card: CheckpointCard) -> str:
         return "new tissue is chosen; choose to edit this tissue"
     if section.expression.kind == "none":
         return "a plain slide has no expression to edit; open a section with measured or predicted expression"
-    any_edit = request.model_copy(update={"edits": (KnockOutEdit(genes=("any",)),)})
+    any_edit = request.model_copy(update={"edits": (KnockOut(genes=("any",)),)})
     return synthesis_fault(section, card.patch_mpp) or counterfactual_fault(any_edit, card) or ""
 
 

@@ -10,13 +10,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
+from ..edits import Edit, Swap, Table
 from ..errors import GeneError, RequestError, StmditError
 from ..expression.edit_tables import signed, table_fault, table_note
 from ..expression.edits import Mover, most_moved, write_movers
 from ..expression.following import ProgramReach, Reach, following_fault, follows, program_reach, reach_of
 from ..expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from ..expression.programs import known_programs, read_gmt, report
-from ..intent import Edit, Request, SpotProfile, SwapEdit, TableEdit
+from ..intent import Request, SpotProfile
 from ..synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
 from ..types import Section
 from .section_view import SectionView
@@ -163,7 +164,7 @@ class Painting:
 
     def _usable(self, edit: Edit, profiles: Mapping[str, Any]) -> bool:
         section = self.state.section
-        if isinstance(edit, TableEdit):
+        if isinstance(edit, Table):
             return section is not None and edit.enabled and table_fault(edit, section.spots) is None
         return (getattr(edit, "target_profile", None) or "") in ("", *profiles)
 
@@ -215,7 +216,7 @@ class Painting:
         self.show_change()
         return True
 
-    def add_table(self, edit: TableEdit) -> None:
+    def add_table(self, edit: Table) -> None:
         """Add an edit read from a table without fault."""
         named = edit if edit.name else edit.model_copy(update={"name": describe(edit)})
         self.state.chosen_edit = len(self.edits)
@@ -233,7 +234,7 @@ class Painting:
     def take_draft(self, draft: EditDraft) -> None:
         """Apply a change of the form to the chosen edit, if any."""
         self.state.draft = draft
-        if isinstance(self.chosen, TableEdit):  # the form does not show it: what is written there is another edit
+        if isinstance(self.chosen, Table):  # the form does not show it: what is written there is another edit
             self.state.chosen_edit = None
         edit, number = self.chosen, self.state.chosen_edit
         if edit is None or number is None:
@@ -241,7 +242,7 @@ class Painting:
             return
         name = "" if edit.name == describe(edit) else edit.name
         spots = edit.spots
-        members = (*edit.group_a, *edit.group_b) if isinstance(edit, SwapEdit) else ()
+        members = (*edit.group_a, *edit.group_b) if isinstance(edit, Swap) else ()
         if members and draft.operation == "swap":
             if spots is not None:  # who joins takes part whole; all others keep their weight
                 spots = {**dict.fromkeys({*draft.group_a, *draft.group_b} - {*members}, 1.0), **spots}
@@ -338,7 +339,7 @@ class Painting:
             self.state.chosen_edit = number
         assert number is not None
         edit = self.edits[number]
-        if isinstance(edit, SwapEdit):
+        if isinstance(edit, Swap):
             self.state.tell("warning", "A swap names its own spots and cannot be painted; choose 'New edit' first.")
             return
         brush = self.state.brush
@@ -399,7 +400,7 @@ class Painting:
         edit = self.chosen
         if edit is None:
             return set()
-        if isinstance(edit, SwapEdit):
+        if isinstance(edit, Swap):
             return {*edit.group_a, *edit.group_b}
         return set(edit.spots or ())
 
@@ -609,7 +610,7 @@ class EditFiles:
                 "baseline": baseline,
                 "spots": weights,
             }
-            edit = signed(TableEdit.model_validate(given))
+            edit = signed(Table.model_validate(given))
             if (fault := table_fault(edit, section.spots)) is not None:
                 raise GeneError(fault)
             self._painting.add_table(edit)

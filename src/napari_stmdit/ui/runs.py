@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, StmditError
-from ..intent import Request, SpotList
+from ..intent import Request
 from ..progress import BATCH, Progress
+from ..regions import SpotList
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
 from ..synthesis.models import Event, Pasted, PatchModel, Preview
 from ..synthesis.plan import counterfactual_fault, edited_places, estimate, evaluations, region_rows
@@ -323,7 +324,7 @@ class RunCycle:
         state = self.state
         assert state.section is not None and state.checkpoint is not None
         try:
-            plan = make_plan(state.section, request, state.checkpoint.card)
+            plan = make_plan(state.section, request, state.checkpoint)
         except RequestError as error:
             state.faults = dict(error.faults)
             return None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from ..errors import SectionError, StmditError
-from ..intent import Polygons
+from ..regions import Polygons
 from ..text import some_of
 from ..tissue.alignment import WORDS, Alignment, check_alignment, check_picture, oriented
 from ..tissue.excluded import exclude, exclude_file, read_annotations, write_selections

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from psygnal import SignalGroupDescriptor
 
+from ..edits import Edit, Swap
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.measures import MeasureRow
 from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable
-from ..intent import Edit, Request, SwapEdit
+from ..intent import Request
 from ..progress import Progress
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import Estimate
@@ -379,7 +380,7 @@ class WorkbenchState:
         edits = [edit for edit in self.request.edits if edit.enabled]
         named = {spot for edit in edits for spot in edit.spots or ()}
         for edit in edits:
-            if isinstance(edit, SwapEdit):
+            if isinstance(edit, Swap):
                 named |= {*edit.group_a, *edit.group_b}
         if self.section is None or not named:
             return ()

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..dataset.export import Exported
+from ..edits import Towards
 from ..errors import GeneError, RequestError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable, compare_groups
 from ..expression.programs import known_programs
-from ..intent import Request, SpotList, TowardsEdit
+from ..intent import Request
 from ..progress import Progress
+from ..regions import SpotList
 from ..storage.atomic import read_object, write_json
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
@@ -224,7 +226,7 @@ class Sheets(_UsesModel):
             return
         try:
             for variant in variants:
-                make_plan(section, variant.request, model.card)
+                make_plan(section, variant.request, model)
         except RequestError as error:
             text = " ".join(dict.fromkeys(message for _, message in error.faults))
             state.tell("error", f"This cannot be run: {text}")
@@ -431,12 +433,12 @@ PAINTED = 0.5
 def painting_example(section: Section, model: PatchModel) -> Job:
     """Find the edit of the example and its place; yields the edit and its scale."""
 
-    def work() -> tuple[TowardsEdit, float]:
+    def work() -> tuple[Towards, float]:
         from ..evaluation.demo import demo_request
 
         request, _ = demo_request(section, model.profiles, model.card)
         edit = request.edits[0]
-        assert isinstance(edit, TowardsEdit)
+        assert isinstance(edit, Towards)
         spots = {spot: weight for spot, weight in (edit.spots or {}).items() if weight >= PAINTED}
         return edit.model_copy(update={"spots": spots}), request.edit_scale
 
@@ -486,7 +488,7 @@ class Example:
         self._wanted = False
         self._submit("example", painting_example(section, model), self._paint)
 
-    def _paint(self, found: tuple[TowardsEdit, float]) -> None:
+    def _paint(self, found: tuple[Towards, float]) -> None:
         edit, scale = found
         state = self.state
         update = {"edits": (edit,), "edit_scale": scale, "counterfactual": "on", "mode": "spots"}

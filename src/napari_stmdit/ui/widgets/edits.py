@@ -23,11 +23,11 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from ...edits import Edit
 from ...errors import GeneError
 from ...expression.edits import Mover
 from ...expression.following import ProgramReach, Reach
 from ...expression.programs import ProgramNote, bundled_notes, known_programs
-from ...intent import Edit
 from ...types import Genes, Section
 from ..presenter import Presenter
 from ..state import Brush, EditDraft
