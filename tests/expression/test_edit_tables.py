@@ -7,10 +7,17 @@ import pytest
 from scipy.sparse import csr_matrix
 from standins import card_for, make_section
 
-from napari_stmdit.edits import Table
+from napari_stmdit.edits import Add, KnockOut, Scale, Table
 from napari_stmdit.errors import GeneError, RequestError
 from napari_stmdit.expression.changes import Measured
-from napari_stmdit.expression.edit_tables import layers_of, read_edit_table, signed, table_fault, table_note
+from napari_stmdit.expression.edit_tables import (
+    layers_of,
+    perturbation_of,
+    read_edit_table,
+    signed,
+    table_fault,
+    table_note,
+)
 from napari_stmdit.expression.edits import apply_edits, edited_levels
 from napari_stmdit.expression.genes import target_columns
 from napari_stmdit.intent import Request
@@ -194,3 +201,10 @@ def test_a_plan_states_the_content_of_the_table_and_what_it_covers(spots, tmp_pa
     path.write_text(f"spot,{text[1]}\n{text[0]},2\n")
     with pytest.raises(RequestError, match=r"edits\[0\].table.*has changed since"):
         plan(section, made.request, card)
+
+
+def test_factors_of_genes_are_a_perturbation():
+    edits = [Scale(genes=("A", "B"), factor=2), KnockOut(genes=("C",)), Scale(genes=("A",), factor=3)]
+    assert perturbation_of(edits, "T cell") == {"T cell": {"A": 6.0, "B": 2.0, "C": 0.0}}
+    with pytest.raises(GeneError, match="cannot be written as a factor"):
+        perturbation_of([Add(genes=("A",), log_units=1)], "T cell")

@@ -16,8 +16,9 @@ from napari_stmdit.regions import Polygons, SpotList
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.requests import read_request
 from napari_stmdit.synthesis.session import synthesize
-from napari_stmdit.tissue.excluded import exclude, without_excluded, write_selections
+from napari_stmdit.tissue.excluded import exclude, without_excluded
 from napari_stmdit.tissue.open import open_section
+from napari_stmdit.tissue.selections import write_selections
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Tables that other tools predict for the spots of a section, one row a spot, to be applied as an edit.
 
-Models of perturbations (SpatialProp, CONCERT, SpaceTravLR) write what expression would become; an edit brings it to the tissue.
+Models of perturbations (SpatialProp, CONCERT, SpaceTravLR) write what expression would become; an edit brings it to the tissue. The other way, edits are
+written as they take them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..edits import Table
+from ..edits import Edit, KnockOut, Scale, Table
 from ..errors import GeneError
 from ..files import user_path
 from ..storage import fingerprint
@@ -144,6 +145,30 @@ def layers_of(path: str | Path) -> tuple[str, ...]:
     if not _is_hdf5(file):
         return ()
     return _layers(_open(file))
+
+
+def perturbation_of(edits: Sequence[Edit], name: str) -> dict[str, dict[str, float]]:
+    """Return the gene factors of edits as SpatialProp takes them: ``{group: {gene: factor}}``.
+
+    Raises
+    ------
+    GeneError
+        An edit does something else than multiply genes, or names programs.
+    """
+    factors: dict[str, float] = {}
+    for edit in edits:
+        if not edit.enabled:
+            continue
+        if not isinstance(edit, Scale | KnockOut) or edit.programs or edit.strength != 1:
+            raise GeneError(
+                f"the edit {edit.name or edit.operation!r} cannot be written as a factor a gene; only scaling and knocking out genes at full "
+                "strength can"
+            )
+        for gene in edit.genes:
+            factors[gene] = factors.get(gene, 1.0) * (edit.factor if isinstance(edit, Scale) else 0.0)
+    if not factors:
+        raise GeneError("no edit multiplies a gene; there is nothing to write")
+    return {name: factors}
 
 
 def _layers(table: Any) -> tuple[str, ...]:

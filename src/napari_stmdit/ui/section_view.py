@@ -15,9 +15,10 @@ from ..errors import SectionError, StmditError
 from ..regions import Polygons
 from ..text import some_of
 from ..tissue.alignment import WORDS, Alignment, check_alignment, check_picture, oriented
-from ..tissue.excluded import exclude, exclude_file, read_annotations, write_selections
+from ..tissue.excluded import exclude, exclude_file
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.pseudo_spots import CLUSTERS
+from ..tissue.selections import read_annotations, write_selections
 from ..types import Section, SpotTable
 from . import layers
 from .jobs import Handlers, Job, Lane, Start, failing, once
