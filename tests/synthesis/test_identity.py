@@ -236,7 +236,7 @@ def test_an_edit_is_named_by_its_place_and_a_long_value_is_cut():
     now = {"request": {"counterfactual": "off", "edits": [{"factor": 2}, {"factor": 4}]}, "name": "y" * 58}
     assert differences(then, now) == [
         "request.edits[1].factor: 3 then, 4 now",
-        f"name: '{'x' * 59}... then, '{'y' * 58}' now",
+        f"name: '{'x' * 27}...{'x' * 28}' then, '{'y' * 58}' now",
     ]
 
 

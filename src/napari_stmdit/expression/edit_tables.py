@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from ..edits import Edit, KnockOut, Scale, Table
-from ..errors import GeneError
+from ..errors import GeneError, first_line
 from ..files import user_path
 from ..storage import fingerprint
 from ..types import SpotTable
@@ -257,9 +257,7 @@ def _open(path: Path) -> Any:
     try:
         return anndata.read_h5ad(path)
     except Exception as error:  # noqa: BLE001 - whatever a damaged file makes h5py and anndata raise
-        raise GeneError(
-            f"{path.name} cannot be read as an .h5ad: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+        raise GeneError(f"{path.name} cannot be read as an .h5ad: {first_line(error)}") from None
 
 
 def _matrix(table: Any, layer: str, name: str) -> csr_matrix:
@@ -283,9 +281,7 @@ def _read_text(path: Path) -> tuple[list[str], list[str], csr_matrix]:
         separator = csv.Sniffer().sniff(head, delimiters=",\t;").delimiter if head.strip() else ","
         frame = pd.read_csv(path, sep=separator, index_col=0, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise GeneError(
-            f"{path.name} cannot be read as a table of spots by genes: {str(error).splitlines()[0]}"
-        ) from None
+        raise GeneError(f"{path.name} cannot be read as a table of spots by genes: {first_line(error)}") from None
     if frame.empty:
         raise GeneError(f"{path.name} is empty; expected a header of gene names and a row a spot")
     text = next((str(column) for column, kind in frame.dtypes.items() if kind.kind not in "iufb"), None)

@@ -84,15 +84,32 @@ def start_inline(job: Job, token: CancelToken, handlers: Handlers) -> None:
     handlers.end()
 
 
-class Lane:
+class _Jobs:
+    """Jobs that are started one at a time."""
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._token: CancelToken | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running."""
+        return self._token is not None
+
+    def cancel(self) -> None:
+        """Ask the present job to end; its answers still arrive, and the next one begins."""
+        if self._token is not None:
+            self._token.cancel()
+
+
+class Lane(_Jobs):
     """Queue of length one: each submission takes the next generation number and drops the answers of the one before.
 
     For jobs without side effects. Those that leave something behind, such as a file, go into a `Series`.
     """
 
     def __init__(self, start: Start) -> None:
-        self._start = start
-        self._token: CancelToken | None = None
+        super().__init__(start)
         self._generation = 0
 
     def submit(self, job: Job, handlers: Handlers) -> None:
@@ -115,16 +132,6 @@ class Lane:
 
         self._start(job, token, Handlers(if_current(handlers.value), if_current(handlers.error), if_current(end)))
 
-    @property
-    def busy(self) -> bool:
-        """Whether a job is running."""
-        return self._token is not None
-
-    def cancel(self) -> None:
-        """Ask the present job to end; its answers still arrive."""
-        if self._token is not None:
-            self._token.cancel()
-
     def abandon(self) -> None:
         """Ask the present job to end and drop its further answers."""
         self.cancel()
@@ -132,13 +139,12 @@ class Lane:
         self._generation += 1
 
 
-class Series:
+class Series(_Jobs):
     """Queue of jobs that leave something behind: each is done in order and reports its end."""
 
     def __init__(self, start: Start) -> None:
-        self._start = start
+        super().__init__(start)
         self._waiting: list[tuple[Job, Handlers, Callable[[], None]]] = []
-        self._token: CancelToken | None = None
         self._closed = False
 
     def submit(self, job: Job, handlers: Handlers, begun: Callable[[], None] = lambda: None) -> None:
@@ -165,16 +171,6 @@ class Series:
 
         begun()
         self._start(job, token, Handlers(heard(handlers.value), heard(handlers.error), end))
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is running."""
-        return self._token is not None
-
-    def cancel(self) -> None:
-        """Ask the present job to end; its answers still arrive, and the next one begins."""
-        if self._token is not None:
-            self._token.cancel()
 
     def finish(self) -> None:
         """Start all waiting jobs at once, as nobody will start them later; the present one continues."""

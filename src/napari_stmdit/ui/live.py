@@ -95,9 +95,8 @@ class Live:
 
     def clear(self) -> None:
         """Remove the picture: Live is off, or the result is there."""
-        viewer, layer, self._layer = self._viewer(), self._layer, None
-        if viewer is not None and layer is not None and layer in viewer.layers:
-            viewer.layers.remove(layer)
+        layer, self._layer = self._layer, None
+        layers.remove(self._viewer(), layer)
         self._note_spots(())
 
     def _note_spots(self, spots: Collection[str]) -> None:

@@ -257,9 +257,7 @@ class Changes:
 
     def forget(self, number: int) -> None:
         """Remove the change of a result from the viewer."""
-        viewer, layer = self._viewer(), self._layers.get(number)
-        if viewer is not None and layer is not None and layer in viewer.layers:
-            viewer.layers.remove(layer)
+        layers.remove(self._viewer(), self._layers.get(number))
 
     def close(self) -> None:
         """End all jobs and ignore their answers."""

@@ -111,9 +111,8 @@ class LivePreview:
 
     def clear(self) -> None:
         """Remove the layer."""
-        viewer, layer, self._layer = self._viewer(), self._layer, None
-        if viewer is not None and layer is not None and layer in viewer.layers:
-            viewer.layers.remove(layer)
+        layer, self._layer = self._layer, None
+        layers.remove(self._viewer(), layer)
 
 
 # What waits for the present run to end.

@@ -222,10 +222,8 @@ class SectionView:
 
     def remove(self) -> None:
         """Remove the section's layers from the viewer."""
-        viewer = self._viewer()
         for layer in (self.spots, self.outlines, self.slide):
-            if viewer is not None and layer is not None and layer in viewer.layers:
-                viewer.layers.remove(layer)
+            layers.remove(self._viewer(), layer)
 
     def activate(self) -> None:
         """Make the spots the active layer, so that napari's status bar describes them."""

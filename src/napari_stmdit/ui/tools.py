@@ -13,7 +13,6 @@ from ..dataset.export import Exported
 from ..edits import Towards
 from ..errors import GeneError, RequestError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
-from ..evaluation.evaluate import Evaluated
 from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable, compare_groups
 from ..expression.programs import known_programs
@@ -104,6 +103,7 @@ class _UsesModel:
         self._lane = Lane(start)
         self._queue = queue
         self._failed: StmditError | None = None
+        self._found: Any = None  # what it yields at its end
 
     @property
     def busy(self) -> bool:
@@ -128,6 +128,12 @@ class _UsesModel:
         self.state.tell("info", text)
         self._lane.submit(job, Handlers(advance, self._note, ended))
 
+    def _advance(self, value: Any) -> None:
+        if isinstance(value, Progress):
+            self.state.progress = value
+        else:
+            self._found = value
+
     def _note(self, error: StmditError) -> None:
         self._failed = error
 
@@ -143,8 +149,6 @@ class _UsesModel:
 
 class Evaluations(_UsesModel):
     """Evaluation of one section at a time; the same choice again continues a stopped one."""
-
-    _found: Evaluated | None = None
 
     def evaluate(self, path: str, spots: int, seeds: int) -> None:
         """Evaluate the open section into a folder, with the form's guidance, steps, seed, and edits if any."""
@@ -171,12 +175,6 @@ class Evaluations(_UsesModel):
 
         if not self._queue.add(f"Evaluation of {section.name}", start):
             state.tell("info", "The evaluation waits for the present run.")
-
-    def _advance(self, value: Progress | Evaluated) -> None:
-        if isinstance(value, Progress):
-            self.state.progress = value
-        else:
-            self._found = value
 
     def _ended(self) -> None:
         found = self._found
@@ -263,7 +261,6 @@ class Effects(_UsesModel):
         self._results = results
         self._measuring = Lane(start)
         self._asked: tuple[int, int | None] | None = None
-        self._found: EditEffect | None = None
         state.events.chosen_result.connect(self._measure, max_args=0)
         state.events.results.connect(self._measure, max_args=0)
 
@@ -316,12 +313,6 @@ class Effects(_UsesModel):
 
         if not self._queue.add("Comparison with chance", start):
             state.tell("info", "The comparison with chance waits for the present run.")
-
-    def _advance(self, value: Progress | EditEffect) -> None:
-        if isinstance(value, Progress):
-            self.state.progress = value
-        else:
-            self._found = value
 
     def _ended(self, number: int) -> None:
         if self._found is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -380,6 +381,27 @@ class Fold(QWidget):  # type: ignore[misc,unused-ignore]
         self._button.setArrowType(Qt.ArrowType.DownArrow if on else Qt.ArrowType.RightArrow)
         self.content.setVisible(on)
         self.unfolded_changed.emit(on)
+
+
+class Lens(QWidget):  # type: ignore[misc,unused-ignore]
+    """Form of a value, which shows and emits what the user changes."""
+
+    valueChanged = Signal(object)
+    _value: Any
+
+    def value(self) -> Any:
+        """Return what the form says."""
+        return self._value
+
+    def setValue(self, value: Any) -> None:
+        """Show a value."""
+        raise NotImplementedError
+
+    def _change(self, **changes: Any) -> None:
+        value = replace(self._value, **changes)
+        if value != self._value:
+            self.setValue(value)
+            self.valueChanged.emit(value)
 
 
 class Choice(QWidget):  # type: ignore[misc,unused-ignore]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +34,7 @@ from ..strokes import parse_names, written
 from .common import (
     Connections,
     Fold,
+    Lens,
     NameField,
     Text,
     ask_where_to_write,
@@ -105,27 +105,6 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
             self.clear()
             self.addItems([label for label, _ in entries])
             self.setCurrentIndex(self._data.index(chosen) if chosen in self._data else 0)
-
-
-class Lens(QWidget):  # type: ignore[misc,unused-ignore]
-    """Form of a value, which shows and emits what the user changes."""
-
-    valueChanged = Signal(object)
-    _value: Any
-
-    def value(self) -> Any:
-        """Return what the form says."""
-        return self._value
-
-    def setValue(self, value: Any) -> None:
-        """Show a value."""
-        raise NotImplementedError
-
-    def _change(self, **changes: Any) -> None:
-        value = replace(self._value, **changes)
-        if value != self._value:
-            self.setValue(value)
-            self.valueChanged.emit(value)
 
 
 def percent_slider(name: str, tip: str) -> QSlider:
