@@ -10,7 +10,7 @@ from napari_stmdit.regions import Polygons, SpotList
 from napari_stmdit.synthesis.conditions import EncodedRows
 from napari_stmdit.synthesis.continuous import TileDecoder
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.session import run, synthesize
+from napari_stmdit.synthesis.session import Session, run, synthesize
 from napari_stmdit.tissue.open import open_section
 
 
@@ -101,7 +101,7 @@ def test_progress_rises_and_stopping_ends_within_a_batch_of_windows(tiny_section
 def test_a_share_of_a_region_is_refused(tiny_model, tiny_section):
     made = plan(tiny_section, wish(), tiny_model.card)
     with pytest.raises(SynthesisError, match="stays together"):
-        list(run(made, tiny_section, tiny_model, only=[0]))
+        Session(made, tiny_section, tiny_model, only=[0])
 
 
 def test_a_single_spot_works(tiny_section, tiny_model):
