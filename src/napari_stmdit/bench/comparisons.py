@@ -501,11 +501,6 @@ def _load() -> float | None:
 
 
 def _work(checkpoint: str, count: int, asked: IO[str], answers: IO[str]) -> None:
-    from ..assemble import load_checkpoint
-    from ..synthesis.session import synthesize
-    from ..tissue.open import open_sample_section
-    from .stages import request_for
-
     section, model = open_sample_section(), load_checkpoint(checkpoint, device="cpu")
     request = request_for(model.card, count, "draft")
     for _ in asked:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset.export import Exported, export_steps
-from ..devices import let_viewer_go_first
+from ..devices import devices, let_viewer_go_first
 from ..errors import SectionError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
-from ..evaluation.evaluate import Evaluated
+from ..evaluation.evaluate import Evaluated, evaluate
 from ..evaluation.selection import EditEffect, chance_steps, measure_edit, with_chance
 from ..expression.covariation import covariation_of
 from ..progress import BATCH, CancelToken, Progress
@@ -23,8 +23,8 @@ from ..synthesis.result import ExportKind, Result, export_result
 from ..synthesis.session import Session, sampling_failure
 from ..synthesis.stored import StoredResult, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
-from ..tissue.in_memory import LinkedElements
-from ..tissue.open import SectionSource
+from ..tissue.in_memory import LinkedElements, link_elements
+from ..tissue.open import SectionSource, open_sample_section
 from ..tissue.pseudo_spots import drawn_outlines
 from ..types import Section
 from .layers import outlines_size
@@ -223,8 +223,6 @@ def opening(source: SectionSource | None) -> Job:
     """Open a section, or the bundled sample; yields a `Section` whose slide is ready to be drawn."""
 
     def work() -> Section:
-        from ..tissue.open import open_sample_section
-
         section = open_sample_section() if source is None else source.open()
         touch(section)
         return section
@@ -256,7 +254,6 @@ def loading(choice: ModelChoice) -> Job:
 
     def work() -> LoadedModel:
         from ..assemble import load_checkpoint
-        from ..devices import devices
 
         model = load_checkpoint(
             choice.checkpoint,
@@ -310,8 +307,6 @@ def evaluating(
     """Evaluate a section; reports `Progress`, and yields `Evaluated`."""
 
     def generate(token: CancelToken, tell: Tell) -> Iterator[Evaluated]:
-        from ..evaluation.evaluate import evaluate
-
         how: dict[str, Any] = {"called": checkpoint, "resume": True, "batch": batch or BATCH, "cancel": token}
         yield evaluate(model, section, request, output=path, on_progress=tell, **how)
 
@@ -338,8 +333,6 @@ def linking(section: Section) -> Job:
     """Make a section's SpatialData objects for other plugins; yields `LinkedElements` or None."""
 
     def work() -> LinkedElements | None:
-        from ..tissue.in_memory import link_elements
-
         return link_elements(section)
 
     error = failing(SectionError, f"other plugins cannot work on {section.name}")
