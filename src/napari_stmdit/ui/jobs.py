@@ -64,7 +64,7 @@ class Handlers:
 
     value: Callable[[Any], None]
     error: Callable[[StmditError], None]
-    end: Callable[[], None]
+    end: Callable[[], None] = lambda: None
 
 
 class Start(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from numpy.typing import NDArray
 
 from ..edits import Edit, Swap, Table
-from ..errors import GeneError, RequestError, StmditError
+from ..errors import GeneError, RequestError
 from ..expression.edit_tables import signed, table_fault, table_note
 from ..expression.edits import Mover, most_moved, write_movers
 from ..expression.following import ProgramReach, Reach, following_fault, follows, program_reach, reach_of
@@ -544,31 +544,28 @@ class EditFiles:
 
     def save(self, path: str) -> None:
         """Write the edits, with the programs and profiles that they name."""
-
-        def write() -> None:
+        with self.state.telling():
             write_edit_file(used_by(self.state.request.edits, self.state.request), path)
             self.state.written_edits = self.state.request.edits
-
-        self._guarded(write, f"Edits saved in {path}.")
+            self.state.tell("info", f"Edits saved in {path}.")
 
     def export_movers(self, path: str) -> None:
         """Write the genes that the edits move most, as CSV."""
-        self._guarded(lambda: write_movers(self._painting.movers(), path), f"Genes that move most saved in {path}.")
+        with self.state.telling():
+            write_movers(self._painting.movers(), path)
+            self.state.tell("info", f"Genes that move most saved in {path}.")
 
     def load(self, path: str) -> None:
         """Replace the edits by those of a file, as one step."""
-
-        def read() -> None:
+        with self.state.telling():
             file = read_edit_file(path)
             self.state.written_edits = file.edits
             self._painting.take(file)
-
-        self._guarded(read, f"Edits read from {path}.")
+            self.state.tell("info", f"Edits read from {path}.")
 
     def import_gmt(self, path: str) -> None:
         """Add the gene sets of a GMT file to the programs; doubts are reported."""
-
-        def read() -> None:
+        with self.state.telling():
             sets, section = read_gmt(path), self.state.section
             names = self._painting.bring(Path(path).stem, programs=sets.programs)
             notes = (*_renamed(names), *(sets.notes if section is None else report(sets, section.spots.genes)))
@@ -576,12 +573,9 @@ class EditFiles:
             rest = f" {len(notes) - 5} more." if len(notes) > 5 else ""
             self.state.tell("warning" if notes else "info", " ".join([head, *(f"{n}." for n in notes[:5])]) + rest)
 
-        self._guarded(read, "")
-
     def import_profile(self, path: str) -> None:
         """Read a profile that was measured elsewhere and choose it as the target."""
-
-        def read() -> None:
+        with self.state.telling():
             profile = read_profile(path)
             names = self._painting.bring("file", profiles={Path(path).stem: profile})
             (name,) = names.values()
@@ -592,31 +586,20 @@ class EditFiles:
                 f"{warning}{name}: a profile of {len(profile.values):,} genes. {profile.source}",
             )
 
-        self._guarded(read, "")
-
     def import_table(self, path: str, unit: str, layer: str | None, baseline: str | None) -> None:
         """Add the edit of a table predicted by another tool, to the selected spots or, with none, to all."""
-
-        def read() -> None:
-            section, selected = self.state.section, self.state.selected
-            if section is None:
-                raise GeneError("open the section first whose spots the table is about")
-            weights = dict.fromkeys(selected, 1.0) if selected else None
-            given = {
-                "operation": "table",
-                "table": path,
-                "unit": unit,
-                "layer": layer,
-                "baseline": baseline,
-                "spots": weights,
-            }
-            edit = signed(Table.model_validate(given))
+        section, selected = self.state.section, self.state.selected
+        if section is None:
+            self.state.tell("warning", "Open the section first whose spots the table is about.")
+            return
+        given = {"operation": "table", "table": path, "unit": unit, "layer": layer, "baseline": baseline}
+        weights = dict.fromkeys(selected, 1.0) if selected else None
+        with self.state.telling():
+            edit = signed(Table.model_validate({**given, "spots": weights}))
             if (fault := table_fault(edit, section.spots)) is not None:
                 raise GeneError(fault)
             self._painting.add_table(edit)
             self.state.tell("info", f"{table_note(edit, section.spots)}.")
-
-        self._guarded(read, "")
 
     def export_profile(self, path: str) -> None:
         """Write the mean profile of the selected spots, for use in another section."""
@@ -625,18 +608,9 @@ class EditFiles:
             self.state.tell("warning", "Select the spots first whose mean expression is to be kept.")
             return
         source = f"mean of {len(selected)} spots of {section.name}"
-        self._guarded(
-            lambda: write_profile(measure_profile(section.spots, selected, source), path), f"Profile saved in {path}."
-        )
-
-    def _guarded(self, do: Callable[[], None], done: str) -> None:
-        try:
-            do()
-        except (StmditError, OSError) as error:
-            self.state.tell("error", str(error))
-            return
-        if done:
-            self.state.tell("info", done)
+        with self.state.telling():
+            write_profile(measure_profile(section.spots, selected, source), path)
+            self.state.tell("info", f"Profile saved in {path}.")
 
 
 def _renamed(names: Mapping[str, str]) -> tuple[str, ...]:

@@ -570,7 +570,7 @@ class Presenter:
 
     def _submit(self, lane: str, job: jobs.Job, on_value: Any, on_error: Any = None) -> None:
         def error(fault: StmditError) -> None:
-            self.state.tell("error", str(fault))
+            self.state.tell_error(fault)
             if on_error is not None:
                 on_error(fault)
 

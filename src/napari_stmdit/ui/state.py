@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from psygnal import SignalGroupDescriptor
 
 from ..edits import Edit, Swap
+from ..errors import StmditError
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.measures import MeasureRow
 from ..evaluation.selection import EditEffect
@@ -333,6 +335,18 @@ class WorkbenchState:
     def tell(self, kind: Kind, text: str, *offers: Offer) -> None:
         """Show a message to the user; it stays until the next one."""
         self.message = Message(kind, text, offers)
+
+    def tell_error(self, error: Exception) -> None:
+        """Show an error to the user."""
+        self.tell("error", str(error))
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Show an error in place of raising it."""
+        try:
+            yield
+        except (StmditError, OSError) as error:
+            self.tell_error(error)
 
     @property
     def unsaved_edits(self) -> tuple[Edit, ...]:

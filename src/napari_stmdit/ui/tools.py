@@ -56,7 +56,7 @@ class DataSets:
         self._path = path
         self.state.exporting = f"A data set is being written to {path}."
         job = jobs.exporting_dataset(found, path)
-        self._lane.submit(job, Handlers(self._advance, self._failed, self._ended))
+        self._lane.submit(job, Handlers(self._advance, self.state.tell_error, self._ended))
 
     def sources(self, number: int) -> list[Result | StoredResult]:
         """Return the sources of a result's data set: its baseline, if any, and the result."""
@@ -87,9 +87,6 @@ class DataSets:
                 "warning",
                 f"Stopped: {value.done} of {value.rows} images are kept; choose the same place again to go on.",
             )
-
-    def _failed(self, error: StmditError) -> None:
-        self.state.tell("error", str(error))
 
     def _ended(self) -> None:
         self.state.exporting = ""
@@ -283,7 +280,7 @@ class Effects(_UsesModel):
         def failed(fault: StmditError) -> None:
             self.state.effect_faults = {**self.state.effect_faults, number: str(fault)}
 
-        self._measuring.submit(job, Handlers(partial(self._keep, number), failed, lambda: None))
+        self._measuring.submit(job, Handlers(partial(self._keep, number), failed))
 
     def _keep(self, number: int, effect: EditEffect) -> None:
         """Show the effect, and add it to the record of an unsaved result."""
@@ -326,10 +323,8 @@ class Effects(_UsesModel):
         effect = self.state.effects.get(number)
         if effect is None:
             return
-        try:
+        with self.state.telling():
             self.state.tell("info", f"Table saved in {effect.write_csv(path)}.")
-        except StmditError as error:
-            self.state.tell("error", str(error))
 
     def close(self) -> None:
         """End the measurement."""
@@ -373,7 +368,7 @@ class Groups:
             error,
             quiet=True,
         )
-        handlers = Handlers(self._compared, lambda fault: self.state.tell("error", _sentence(fault)), lambda: None)
+        handlers = Handlers(self._compared, lambda fault: self.state.tell("error", _sentence(fault)))
         self.state.tell("info", f"Comparing {names[0]} with {names[1]} ...")
         self._lane.submit(job, handlers)
 
