@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, ValidationError, model_validator
 from ..errors import SectionError
 from ..files import BadFile, is_number, user_path
 from ..frozen import Frozen
-from ..text import shorten
+from ..text import counted, shorten
 from ..types import Orientation, PredictedUnits, Section
 from .alignment import oriented
 from .excluded import exclude_file
@@ -326,7 +326,7 @@ def _note_spots_off_slide(section: Section) -> Section:
     off = spots_off_slide(section)
     if not off:
         return section
-    note = "1 spot lies" if off == 1 else f"{off} spots lie"
+    note = counted(off, "spot lies", "spots lie")
     return dataclasses.replace(section, notes=(*section.notes, f"{note} off the slide image"))
 
 

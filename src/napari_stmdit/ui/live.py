@@ -16,6 +16,7 @@ from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.live import LivePicture, LiveTissue
 from ..synthesis.plan import counterfactual_fault, resolve_counterfactual_steps
+from ..text import counted
 from ..tissue.geometry import napari_affine
 from ..tissue.open import synthesis_fault
 from ..types import Section
@@ -222,7 +223,7 @@ def described(picture: LivePicture, request: Request) -> str:
     """Return a description of a picture: spots, their state, and that it is a preview."""
     if not picture.steps:
         return ""
-    spots = "1 spot" if len(picture.steps) == 1 else f"{len(picture.steps)} spots"
+    spots = counted(len(picture.steps), "spot")
     fine = resolve_counterfactual_steps(request)
     state = f"{picture.waiting} of them coarse or older" if picture.waiting else f"{fine} steps"
     more = f" {picture.hidden} more are edited: zoom in to see them." if picture.hidden else ""
