@@ -21,6 +21,7 @@ from ..files import user_path
 from ..storage.atomic import replacing
 from ..synthesis.result import Finished, Result, finished
 from ..synthesis.stored import StoredResult
+from ..text import capitalised
 from ..tissue.crops import read_patches
 from ..tissue.export import Label, label_of_result, labelled
 from .measures import stain_density
@@ -141,7 +142,7 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
         colours = (_PALE + ramp[:, None] * np.subtract(_FULL, _PALE)).round().astype(np.uint8)
         picture = _edit_map(made, window, min(MAX_PX, px))
         panels.append(_Panel(picture, caption, window_um, colours, {0.0: "0", 1.0: "1"}))
-    kind = f"{label.title[0].upper()}{label.title[1:]}. Not for diagnosis"
+    kind = f"{capitalised(label.title)}. Not for diagnosis"
     panels.append(_Panel(window.after, kind, window_um))
     if made.provenance.get("counterfactual"):
         change = _change(window)

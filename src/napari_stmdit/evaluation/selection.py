@@ -25,7 +25,7 @@ from ..synthesis.result import NO_PATCH, Finished, Result, finished
 from ..synthesis.session import Session
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import baseline_of, noise_key, sample_seed
-from ..text import counted
+from ..text import capitalised, counted
 from ..tissue.crops import read_patches
 from ..types import Section
 from .measures import STATISTICS, statistics_of
@@ -440,7 +440,7 @@ def _named(key: str) -> tuple[str, int]:
     if key == "pixels":
         return "Change of a pixel (grey levels)", 1
     name = STATISTICS[key]
-    return {"nuclei": "Nuclei (per mm²)"}.get(key, name[0].upper() + name[1:]), MEASURES[key]
+    return {"nuclei": "Nuclei (per mm²)"}.get(key, capitalised(name)), MEASURES[key]
 
 
 def _interval(facts: Mapping[str, Any]) -> Interval:

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 
 from ..errors import SectionError, StmditError
 from ..regions import Polygons
-from ..text import some_of
+from ..text import capitalised, some_of
 from ..tissue.alignment import WORDS, Alignment, check_alignment, check_picture, oriented
 from ..tissue.excluded import exclude, exclude_file
 from ..tissue.geometry import spots_in_polygons
@@ -413,7 +413,7 @@ class Choosing:
             found = read.selections
             self.state.named = {**self.state.named, **found}
             counts = some_of([f"{name} ({len(ids):,} spots)" for name, ids in found.items()], 5)
-            notes = "".join(f" {note[0].upper()}{note[1:]}{'' if note.endswith('?') else '.'}" for note in read.notes)
+            notes = "".join(f" {capitalised(note)}{'' if note.endswith('?') else '.'}" for note in read.notes)
             self.state.tell("warning" if notes else "info", f"Kept as selections: {counts}.{notes}")
 
     def delete(self, name: str) -> None:
@@ -522,7 +522,7 @@ class Corrections:
         with self.state.telling():
             changed = make()
             said = "" if changed.excluded is None else f"{changed.excluded.statement}."
-            self._show(changed, said[:1].upper() + said[1:])
+            self._show(changed, capitalised(said))
 
     def close(self) -> None:
         """End all jobs."""

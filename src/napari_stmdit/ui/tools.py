@@ -25,6 +25,7 @@ from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import DOSES, GRID, Variant, dose_strip, guidance_grid
+from ..text import capitalised
 from ..types import Section
 from . import jobs
 from .jobs import Handlers, Job, Lane, Start, failing, once
@@ -368,7 +369,7 @@ class Groups:
             error,
             quiet=True,
         )
-        handlers = Handlers(self._compared, lambda fault: self.state.tell("error", _sentence(fault)))
+        handlers = Handlers(self._compared, lambda fault: self.state.tell("error", f"{capitalised(str(fault))}."))
         self.state.tell("info", f"Comparing {names[0]} with {names[1]} ...")
         self._lane.submit(job, handlers)
 
@@ -403,11 +404,6 @@ class Groups:
     def close(self) -> None:
         """End the comparison."""
         self._lane.abandon()
-
-
-def _sentence(fault: StmditError) -> str:
-    text = str(fault)
-    return f"{text[0].upper()}{text[1:]}."
 
 
 PROFILES = {"tumour", "stroma"}

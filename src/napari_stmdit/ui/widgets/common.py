@@ -440,6 +440,11 @@ class Choice(QWidget):  # type: ignore[misc,unused-ignore]
         return self._buttons[key]
 
 
+def ask_what_to_read(parent: QWidget, title: str, kinds: str, place: str = "") -> str:
+    """Ask for a file to read, beginning at a place; empty where none was chosen."""
+    return str(QFileDialog.getOpenFileName(parent, title, place, kinds)[0])
+
+
 def ask_where_to_write(parent: QWidget, title: str, kinds: str) -> str:
     """Ask for a file to write; a name without an ending gets that of the kind, and is asked about again where such a file exists."""
     path, kind = QFileDialog.getSaveFileName(parent, title, "", kinds)

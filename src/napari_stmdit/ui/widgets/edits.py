@@ -11,7 +11,6 @@ from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QDoubleSpinBox,
-    QFileDialog,
     QFrame,
     QHeaderView,
     QLabel,
@@ -37,6 +36,7 @@ from .common import (
     Lens,
     NameField,
     Text,
+    ask_what_to_read,
     ask_where_to_write,
     blocked,
     boxed,
@@ -287,7 +287,7 @@ class DraftForm(Lens):
 
     def _target_picked(self, data: tuple[str, Any]) -> None:
         if data == _FILE:
-            path, _ = QFileDialog.getOpenFileName(self, "Choose a profile", "", PROFILES)
+            path = ask_what_to_read(self, "Choose a profile", PROFILES)
             self.setValue(self._value)
             if path:
                 self.profileRequested.emit(path)
@@ -646,8 +646,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     # --- private
 
     def _open(self, title: str, kinds: str, do: Callable[[str], None]) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, title, "", kinds)
-        if path:
+        if path := ask_what_to_read(self, title, kinds):
             do(path)
 
     def write(self, title: str, kinds: str, do: Callable[[str], None]) -> None:
