@@ -123,7 +123,8 @@ def measure_opening(folder: Path) -> dict[str, Any]:
 
 def measure_region(folder: Path, checkpoint: Path, side: int, steps: int) -> dict[str, Any]:
     """Synthesize a square of so many canvas pixels, kept on disk, and measure time and the memory beyond the loaded model."""
-    from napari_stmdit import Polygons, Request, load_checkpoint, open_section
+    from napari_stmdit import Request, load_checkpoint, open_section
+    from napari_stmdit.regions import Polygons
     from napari_stmdit.synthesis.session import synthesize
 
     section = open_section(folder, fullres=folder / "slide.tif")

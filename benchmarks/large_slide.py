@@ -86,7 +86,7 @@ def use(path: Path, spots: int, steps: int) -> dict[str, object]:
     for centre, radius in DISCS:
         on |= ((centres - centre) ** 2).sum(axis=1) <= radius**2
     facts["spots whose centre is on the tissue as drawn"] = int(on.sum())
-    result = st.synthesize(section, st.Request(region=st.SampleOfSpots(count=spots), steps=steps), model)
+    result = st.synthesize(section, st.Request(region=st.regions.SampleOfSpots(count=spots), steps=steps), model)
     mark(f"{spots} patches, {steps} steps")
     result.save(path.with_name("out.zarr"))
     mark("saved")

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from napari_stmdit import Guidance, Request, SampleOfSpots
+from napari_stmdit import Guidance, Request
 from napari_stmdit.assemble import load_checkpoint
+from napari_stmdit.regions import SampleOfSpots
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import run, synthesize
 from napari_stmdit.tissue.open import open_sample_section

@@ -6,8 +6,10 @@ checkpoint's tumour profile, while its morphology is the slide's own.
 
 from pathlib import Path
 
-from napari_stmdit import Guidance, Request, SpotList, TowardsEdit, load_checkpoint, open_sample_section
+from napari_stmdit import Guidance, Request, load_checkpoint, open_sample_section
+from napari_stmdit.edits import Towards
 from napari_stmdit.evaluation.pictures import sheet_picture
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.variants import Variant, make_sheet
 from napari_stmdit.tissue.export import NEW, labelled
 
@@ -20,7 +22,7 @@ SHOWN = 0.7
 
 def main():
     section, checkpoint = open_sample_section(), load_checkpoint("demo", device="cpu", dtype="float32")
-    request = Request(region=SpotList(ids=(SPOT,)), edits=(TowardsEdit(target_profile="tumour"),))
+    request = Request(region=SpotList(ids=(SPOT,)), edits=(Towards(target_profile="tumour"),))
     for rule in RULES:
         variants = [
             Variant(

@@ -18,8 +18,9 @@ from PIL import Image
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QApplication
 
+from napari_stmdit.edits import Towards
 from napari_stmdit.evaluation.pictures import save_sheet
-from napari_stmdit.intent import Request, TowardsEdit
+from napari_stmdit.intent import Request
 from napari_stmdit.synthesis.requests import EditFile
 from napari_stmdit.tissue.export import NEW, labelled
 from napari_stmdit.tissue.open import open_sample_section
@@ -130,7 +131,7 @@ def comparisons(studio):
     """Run an edit, and show it against its baseline in every way."""
     bench, state = studio.workbench, studio.workbench.state
     weights = dict.fromkeys(state.selected, 1.0)
-    edit = TowardsEdit(name="towards adipose", target_profile="adipose", spots=weights)
+    edit = Towards(name="towards adipose", target_profile="adipose", spots=weights)
     state.request = Request(**{**state.request.model_dump(), "edits": (edit,)})
     studio.run()
     bench.compare.baseline.click()

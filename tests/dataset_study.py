@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_stmdit.intent import Request, ScaleEdit, SwapEdit, TowardsEdit
+from napari_stmdit.edits import Scale, Swap, Towards
+from napari_stmdit.intent import Request
 
 
 def requests(ids):
@@ -17,17 +18,17 @@ def requests(ids):
     return {
         "measured": base,
         "towards": base.model_copy(
-            update={"edits": (TowardsEdit(target_profile="tumour", spots=weights),), "counterfactual": "off"}
+            update={"edits": (Towards(target_profile="tumour", spots=weights),), "counterfactual": "off"}
         ),
         "more": base.model_copy(
             update={
                 "edits": (
-                    ScaleEdit(genes=("ERBB2",), factor=5, strength=0.5, name="more ERBB2"),
-                    ScaleEdit(genes=("KRT8",), factor=2, enabled=False),
+                    Scale(genes=("ERBB2",), factor=5, strength=0.5, name="more ERBB2"),
+                    Scale(genes=("KRT8",), factor=2, enabled=False),
                 )
             }
         ),
-        "swapped": base.model_copy(update={"edits": (SwapEdit(group_a=tuple(ids[:3]), group_b=tuple(ids[5:9])),)}),
+        "swapped": base.model_copy(update={"edits": (Swap(group_a=tuple(ids[:3]), group_b=tuple(ids[5:9])),)}),
         "shuffled": base.model_copy(update={"expression": "shuffled"}),
         "null": base.model_copy(update={"expression": "null"}),
         "other_seed": base.model_copy(update={"seed": 4}),

@@ -21,13 +21,15 @@ import zarr
 from checkpoints import write_tiny_checkpoint
 from tiny import TINY_GENES, TINY_MPP, analytic_image, tiny_arrays
 
+from napari_stmdit.edits import KnockOut, Scale
 from napari_stmdit.errors import StmditError
-from napari_stmdit.intent import KnockOutEdit, Request, ScaleEdit, SpotList
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import SpotList
 
 NAMES = ("A", "B")
 SPOTS = ("SPOT07-1", "SPOT12-1", "SPOT16-1", "SPOT22-1")
-EDITS = {"measured": (), "more": (ScaleEdit(genes=("ERBB2",), factor=8.0),), "less": (KnockOutEdit(genes=("KRT8",)),)}
+EDITS = {"measured": (), "more": (Scale(genes=("ERBB2",), factor=8.0),), "less": (KnockOut(genes=("KRT8",)),)}
 
 
 @dataclass(frozen=True)

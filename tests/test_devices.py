@@ -12,9 +12,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from napari_stmdit import Request, SampleOfSpots, load_checkpoint, synthesize
+from napari_stmdit import Request, load_checkpoint, synthesize
 from napari_stmdit.devices import NICE, choose_device, decoder_on, let_viewer_go_first
 from napari_stmdit.model.autoencoder import decode_latents
+from napari_stmdit.regions import SampleOfSpots
 from napari_stmdit.tissue.open import open_sample_section
 
 CPU = torch.device("cpu")

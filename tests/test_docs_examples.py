@@ -4,7 +4,9 @@ import ast
 import doctest
 import inspect
 import re
+from functools import cache
 from importlib import import_module
+from operator import attrgetter
 
 import pytest
 import typer
@@ -116,6 +118,21 @@ def test_every_make_target_that_is_shown_is_one():
     assert [target for target in sorted(shown) if not re.search(rf"^{target}:", makefile, re.M)] == []
 
 
+SPACES = ("edits", "regions")
+NAMED = re.compile(r"st\.((?:(?:edits|regions)\.)?\w+)")
+
+
+@cache
+def public():
+    """Return public name -> what it is, those of namespaces with a dot."""
+    found = {name: getattr(napari_stmdit, name) for name in napari_stmdit.__all__ if name not in SPACES}
+    for space in SPACES:
+        for name, value in vars(getattr(napari_stmdit, space)).items():
+            if inspect.isclass(value) and value.__module__ == f"napari_stmdit.{space}" and name[0] != "_":
+                found[f"{space}.{name}"] = value
+    return found
+
+
 PYTHON = [block for page in READ for block in page.blocks if block.language == "python"]
 
 
@@ -126,11 +143,11 @@ def test_python_that_is_shown_names_what_is_there(block):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("napari_stmdit"):
             module = import_module(node.module)
             assert [name.name for name in node.names if not hasattr(module, name.name)] == []
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "st":
-            assert node.attr in napari_stmdit.__all__, f"st.{node.attr}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "st":
-            taken = inspect.signature(getattr(napari_stmdit, node.func.attr)).parameters
-            assert [word.arg for word in node.keywords if word.arg and word.arg not in taken] == [], node.func.attr
+        if isinstance(node, ast.Attribute) and (named := NAMED.fullmatch(ast.unparse(node))) and named[1] not in SPACES:
+            assert named[1] in public(), named[0]
+        if isinstance(node, ast.Call) and (called := NAMED.fullmatch(ast.unparse(node.func))):
+            taken = inspect.signature(public()[called[1]]).parameters
+            assert [word.arg for word in node.keywords if word.arg and word.arg not in taken] == [], called[0]
 
 
 def test_yaml_that_is_shown_is_yaml():
@@ -217,26 +234,43 @@ def test_the_pages_for_beginners_are_run():
 
 def test_every_public_name_is_on_the_page_of_the_interface():
     text = (ROOT / "docs" / "api.md").read_text()
-    shown = set(re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", text, re.M))
-    assert shown == set(napari_stmdit.__all__) - {"__version__"}
+    marks = re.findall(r"^\.\. (currentmodule|auto\w+):: (\S+)$", text, re.M)
+    shown, space = set(), ""
+    for mark, name in marks:
+        if mark == "currentmodule":
+            space = name.removeprefix("napari_stmdit").lstrip(".")
+        elif not name.startswith("napari_stmdit."):
+            shown.add(f"{space}.{name}" if space else name)
+    assert shown == public().keys() - {"__version__"}
+
+
+def test_names_of_before_lead_to_those_of_now():
+    """Until version 0.2; with a warning."""
+    olds = napari_stmdit._OLD
+    for old, new in olds.items():
+        with pytest.warns(DeprecationWarning, match=f"{old} is now napari_stmdit.{new}"):
+            assert getattr(napari_stmdit, old) is attrgetter(new)(napari_stmdit)
+    assert {"KnockOutEdit", "AllSpots", "export_result"} <= olds.keys() and not olds.keys() & public().keys()
+    with pytest.raises(AttributeError):
+        _ = napari_stmdit.nothing
 
 
 def test_examples_in_docstrings_run(monkeypatch, tmp_path):
     """Those of all public names, with a section, a checkpoint and a result at hand."""
     monkeypatch.chdir(tmp_path)
     section, checkpoint = napari_stmdit.open_sample_section(), napari_stmdit.load_checkpoint("demo")
-    edit = napari_stmdit.TowardsEdit(target_profile="adipose")
-    request = napari_stmdit.Request(region=napari_stmdit.SampleOfSpots(count=2), edits=(edit,), steps=2)
+    edit = napari_stmdit.edits.Towards(target_profile="adipose")
+    request = napari_stmdit.Request(region=napari_stmdit.regions.SampleOfSpots(count=2), edits=(edit,), steps=2)
     result = napari_stmdit.synthesize(section, request, checkpoint)
     at_hand = {"st": napari_stmdit, "section": section, "checkpoint": checkpoint, "result": result}
     runner, finder = doctest.DocTestRunner(), doctest.DocTestFinder(exclude_empty=True)
     found = [
         example
-        for name in napari_stmdit.__all__
-        if callable(public := getattr(napari_stmdit, name))
-        for example in finder.find(public, name, globs=at_hand)
+        for name, one in public().items()
+        if callable(one)
+        for example in finder.find(one, name, globs=at_hand)
         if example.examples
     ]
     for example in found:
         runner.run(example)
-    assert len(found) >= 4 and runner.failures == 0
+    assert len(found) >= 6 and runner.failures == 0

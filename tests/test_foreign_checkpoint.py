@@ -10,13 +10,15 @@ from checkpoints import plain_transformer
 from foreign import CANCER_WIDTH, SETTINGS, UNI_WIDTH, convert, elsewhere, foreign, sources  # noqa: F401 # two are fixtures
 from safetensors.torch import save_file
 
-from napari_stmdit import Request, SampleOfSpots, SpotList, TowardsEdit, load_checkpoint, synthesize
+from napari_stmdit import Request, load_checkpoint, synthesize
 from napari_stmdit.assemble import convert_checkpoint
+from napari_stmdit.edits import Towards
 from napari_stmdit.encoder_sources import genes_of_section, read_gene_list
 from napari_stmdit.errors import CheckpointError, GeneError, RequestError, SectionError
 from napari_stmdit.model.foreign.inspect import inspect_checkpoint
 from napari_stmdit.model.foreign.keys import from_native
 from napari_stmdit.model.zoo import MissingComponentError
+from napari_stmdit.regions import SampleOfSpots, SpotList
 
 REQUEST = Request(region=SampleOfSpots(count=2), steps=2)
 
@@ -32,7 +34,7 @@ def test_from_files_to_patches(foreign, elsewhere, tmp_path, tiny_section):
     for patch in result.plan.patches:
         y0, x0, y1, x1 = patch.canvas_box
         assert np.ptp(result.rgba[y0:y1, x0:x1, :3]) > 0
-    edited = REQUEST.model_copy(update={"edits": (TowardsEdit(target_spots=("SPOT04-1",)),)})
+    edited = REQUEST.model_copy(update={"edits": (Towards(target_spots=("SPOT04-1",)),)})
     assert synthesize(tiny_section, edited, checkpoint).complete
 
 
@@ -89,7 +91,7 @@ def test_embeddings_stand_in_for_encoders(foreign, elsewhere, tmp_path, tiny_sec
     assert result.provenance["checkpoint"]["morphology_embeddings"]["source"].endswith("uni.npy")
     got = checkpoint.encode_morphology(np.zeros((1, 256, 256, 3), np.uint8), ("SPOT07-1",))
     np.testing.assert_array_equal(got[0, 0], vectors[7])
-    edited = REQUEST.model_copy(update={"edits": (TowardsEdit(target_spots=("SPOT04-1",)),)})
+    edited = REQUEST.model_copy(update={"edits": (Towards(target_spots=("SPOT04-1",)),)})
     with pytest.raises(RequestError, match="embeddings computed elsewhere"):
         synthesize(tiny_section, edited, checkpoint)
 
@@ -160,7 +162,7 @@ def test_a_checkpoint_without_expression_runs_from_morphology_and_says_so(elsewh
     checkpoint = load_checkpoint(made.path)
     result = synthesize(tiny_section, REQUEST, checkpoint)
     assert any("follow morphology alone" in note for note in result.plan.notes)
-    edited = REQUEST.model_copy(update={"edits": (TowardsEdit(target_spots=("SPOT04-1",)),)})
+    edited = REQUEST.model_copy(update={"edits": (Towards(target_spots=("SPOT04-1",)),)})
     with pytest.raises(RequestError, match="not conditioned on expression"):
         synthesize(tiny_section, edited, checkpoint)
     with pytest.raises(CheckpointError, match="takes no expression"):

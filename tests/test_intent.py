@@ -3,7 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from napari_stmdit.intent import Guidance, KnockOutEdit, Request, ScaleEdit, SpotList
+from napari_stmdit.edits import KnockOut, Scale
+from napari_stmdit.intent import Guidance, Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.requests import read_request
 from napari_stmdit.training.config import DiffusionSettings
 
@@ -16,9 +18,9 @@ from napari_stmdit.training.config import DiffusionSettings
         (Request(), {"stepz": 3}),
         (Request(), {"region": {"kind": "spots", "ids": ()}}),
         (Guidance(), {"expression": -1}),
-        (ScaleEdit(genes=("A",), factor=2), {"strength": 1.5}),
-        (ScaleEdit(genes=("A",), factor=2), {"spots": {"s": -0.1}}),
-        (KnockOutEdit(genes=("A",)), {"genes": ()}),
+        (Scale(genes=("A",), factor=2), {"strength": 1.5}),
+        (Scale(genes=("A",), factor=2), {"spots": {"s": -0.1}}),
+        (KnockOut(genes=("A",)), {"genes": ()}),
         (DiffusionSettings(), {"share_both": 2.0}),
     ],
 )

@@ -13,11 +13,11 @@ from scipy.sparse import csr_matrix
 from scipy.stats import spearmanr
 from synthesizer import Spots, Synthesizer
 
+from napari_stmdit.edits import Towards
 from napari_stmdit.evaluation.measures import PatchStatistics, measure
 from napari_stmdit.expression.edits import apply_edits, edited_depths
 from napari_stmdit.expression.genes import match_genes
 from napari_stmdit.expression.normalise import cp10k_log1p
-from napari_stmdit.intent import TowardsEdit
 from napari_stmdit.types import Section, SpotTable
 
 STRENGTHS = np.linspace(0, 1, 7)
@@ -38,7 +38,7 @@ def tumour_spots(section: Section, checkpoint: Any, count: int) -> np.ndarray:
 def moved(spots: Spots, checkpoint: Any, target: str, strength: float) -> np.ndarray:
     """Encode the spots' expression after moving it towards a profile."""
     table = spots.section.spots
-    edits = () if strength == 0 else (TowardsEdit(target_profile=target, strength=float(strength)),)
+    edits = () if strength == 0 else (Towards(target_profile=target, strength=float(strength)),)
     rows = np.asarray(spots.rows, dtype=np.int64)
     counts = apply_edits(rows, table, edits, {}, checkpoint.profiles)
     depth = edited_depths(rows, table, edits, checkpoint.profiles)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from intervals import bootstrap_correlation, correlate, mean_interval, permutation_interval, rounded
-from synthesizer import Spots, Synthesizer, crops_at
+from synthesizer import Spots, Synthesizer, crops_at, quarters
 
 from napari_stmdit.evaluation.measures import PatchStatistics, measure, reconstruct
 from napari_stmdit.evaluation.spaces import (
@@ -16,7 +16,6 @@ from napari_stmdit.evaluation.spaces import (
     Frame,
     RandomConvolutions,
     frechet_distance,
-    quarters,
 )
 from napari_stmdit.synthesis.conditions import shuffled_rows
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from intervals import bootstrap_correlation, rounded
-from synthesizer import Spots, open_named
+from synthesizer import Spots, open_named, quarters
 
 from napari_stmdit.assemble import Checkpoint, load_checkpoint
 from napari_stmdit.evaluation.measures import measure
-from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance, quarters
+from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance
 from napari_stmdit.intent import Request
 from napari_stmdit.synthesis.plan import PRESETS, resolve_sampling
 

@@ -17,7 +17,8 @@ from scipy.sparse import csr_matrix
 
 from napari_stmdit.assemble import Checkpoint, load_checkpoint
 from napari_stmdit.expression.changes import Profile
-from napari_stmdit.intent import Guidance, Polygons, Request
+from napari_stmdit.intent import Guidance, Request
+from napari_stmdit.regions import Polygons
 from napari_stmdit.storage.atomic import check_free
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.tissue.st_array import write_spaceranger_folder

@@ -58,7 +58,8 @@ def seam_ratios(
 def main() -> None:
     from PIL import Image
 
-    from napari_stmdit import Polygons, Request, load_checkpoint, open_section
+    from napari_stmdit import Request, load_checkpoint, open_section
+    from napari_stmdit.regions import Polygons
     from napari_stmdit.synthesis.session import synthesize
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from .model.sampling import CanvasSolver
     from .synthesis.counterfactual import Follows
 
-    ExpressionSource = ExpressionEncoder | PrecomputedEmbeddings | MissingEncoder
-    MorphologySource = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
+    ExpressionSource: TypeAlias = ExpressionEncoder | PrecomputedEmbeddings | MissingEncoder
+    MorphologySource: TypeAlias = MorphologyEncoder | PrecomputedEmbeddings | MissingEncoder
 
 BUNDLED = {"demo": "data/demo_checkpoint", "demo_colon": "data/demo_colon_checkpoint"}
 

@@ -21,6 +21,11 @@ def some_of(items: Iterable[object], n: int = 5, separator: str = ", ") -> str:
     return f"{joined}{' ' if separator == ', ' else separator}and {len(texts) - n} more"
 
 
+def capitalised(text: str) -> str:
+    """Return a text with its first letter in upper case, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def counted(n: int, one: str, many: str = "") -> str:
     """Return a number with what is counted: ``1 patch``, ``1,240 patches``; ``many`` is ``one`` with an s where it is left out."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"

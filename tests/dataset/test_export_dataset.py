@@ -442,7 +442,7 @@ def test_a_store_without_results_is_refused(tiny_zarr, tmp_path):
 def test_runs_of_two_sizes_do_not_share_a_table(study, tmp_path):
     from standins import CropModel, card_for
 
-    from napari_stmdit.intent import SampleOfSpots
+    from napari_stmdit.regions import SampleOfSpots
     from napari_stmdit.synthesis.session import synthesize
 
     card = card_for(tuple(study.section.spots.genes.symbols.tolist()), patch_px=32, patch_mpp=0.7)
@@ -579,10 +579,11 @@ def _check_mixed(table, section):
 
 def test_an_edit_beside_a_spot_of_seamless_tissue_is_named_with_its_share():
     from napari_stmdit.dataset.contents import edits_at
-    from napari_stmdit.intent import KnockOutEdit, Request, SwapEdit
+    from napari_stmdit.edits import KnockOut, Swap
+    from napari_stmdit.intent import Request
 
-    knock = KnockOutEdit(genes=("EPCAM",), spots={"b": 0.5}, strength=0.5)
-    swap = SwapEdit(group_a=("a",), group_b=("c",))
+    knock = KnockOut(genes=("EPCAM",), spots={"b": 0.5}, strength=0.5)
+    swap = Swap(group_a=("a",), group_b=("c",))
     request = Request(edits=(knock, swap))
     assert [(e["edit"], e["weight"]) for e in edits_at(request, {"a": 0.8, "b": 0.2})] == [(0, 0.05), (1, 0.8)]
     assert [(e["edit"], e["weight"]) for e in edits_at(request, {"b": 1.0})] == [(0, 0.25)]

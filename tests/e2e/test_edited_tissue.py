@@ -10,8 +10,10 @@ import pytest
 from killing import finished_patches, forked_workers, start
 
 from napari_stmdit.assemble import load_checkpoint
+from napari_stmdit.edits import Scale
 from napari_stmdit.encoders.cache import EmbeddingCache
-from napari_stmdit.intent import Polygons, Request, ScaleEdit, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import Polygons, SpotList
 from napari_stmdit.scale.batch import LocalRunner, read_jobs, run_batch
 from napari_stmdit.synthesis.result import Result
 from napari_stmdit.synthesis.session import synthesize, unfinished_folder
@@ -58,7 +60,7 @@ def case(request, shared_data, model):
     else:  # a strip that is narrow enough for a few windows, and long enough to hold some that no edit reaches
         (y0, x0), (y1, x1) = section.spots.yx[section.spots.rows([ROW[0], ROW[-1]])] + [[20, -20], [70, 20]]
         region = Polygons(rings=(((y0, x0), (y0, x1), (y1, x1), (y1, x0)),))
-    edit = ScaleEdit(genes=model.card.genes[:50], factor=30.0, spots=dict.fromkeys(EDITED[request.param], 1.0))
+    edit = Scale(genes=model.card.genes[:50], factor=30.0, spots=dict.fromkeys(EDITED[request.param], 1.0))
     steps = {"spots": 2, "continuous": 1}[request.param]
     asked = Request(region=region, mode=request.param, steps=steps, edits=(edit,))
     model.editor.cache = EmbeddingCache(2**28)

@@ -101,10 +101,10 @@ def test_before_a_section_is_replaced_one_question_says_what_becomes_of_work_and
 ):
     from models_for_ui import SlowModel
 
-    from napari_stmdit.intent import KnockOutEdit
+    from napari_stmdit.edits import KnockOut
 
     state, presenter, bench = opened.state, opened.presenter, opened.section
-    first, edits = state.section, (KnockOutEdit(genes=("ERBB2",)),)
+    first, edits = state.section, (KnockOut(genes=("ERBB2",)),)
     other = str(shutil.copytree(tiny_folder, tmp_path / "other"))
     presenter.select(first.spots.ids[:2].tolist())
     presenter.runs.run()

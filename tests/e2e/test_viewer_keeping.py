@@ -15,12 +15,12 @@ from qtpy.QtWidgets import QFileDialog
 from standins import card_for
 from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
 
-from napari_stmdit.intent import ScaleEdit
+from napari_stmdit.edits import Scale
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.ui.manifest import DOCK, PLUGIN
 
 pytestmark = pytest.mark.gui
-EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
+EDIT = Scale(genes=("ERBB2",), factor=5, name="more ERBB2")
 
 
 def picture(window, name):

@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QComboBox, QPushButto
 from standins import CropModel, card_for
 from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
 
-from napari_stmdit.intent import ScaleEdit
+from napari_stmdit.edits import Scale
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.state import Colouring
 from napari_stmdit.ui.widgets.common import Fold
@@ -35,7 +35,7 @@ def opened(workbench, tiny_section):  # noqa: F811
     presenter.show(tiny_section)
     ids = tiny_section.spots.ids.tolist()
     presenter.select(ids[:3])
-    edit = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2", spots=dict.fromkeys(ids[:3], 1.0))
+    edit = Scale(genes=("ERBB2",), factor=5, name="more ERBB2", spots=dict.fromkeys(ids[:3], 1.0))
     presenter.state.request = presenter.state.request.model_copy(update={"edits": (edit,)})
     presenter.colour(Colouring("ERBB2"))
     presenter.runs.run()

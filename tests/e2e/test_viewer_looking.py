@@ -11,7 +11,7 @@ from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtTest import QTest
 from viewing import Mouse, no_leaks, opened, settle, viewer, workbench  # noqa: F401
 
-from napari_stmdit.intent import KnockOutEdit
+from napari_stmdit.edits import KnockOut
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.gestures import camera_of
 from napari_stmdit.ui.state import Colouring, EditDraft
@@ -54,7 +54,7 @@ def test_the_camera_goes_to_a_small_result_and_back(viewer, opened):  # noqa: F8
 
 
 def test_names_say_what_was_done_and_where(viewer, opened):  # noqa: F811
-    edit = KnockOutEdit(genes=("ERBB2",), name="ERBB2 knocked out")
+    edit = KnockOut(genes=("ERBB2",), name="ERBB2 knocked out")
     run(opened, range(13), (edit,))
     run(opened, [7])
     ids = opened.state.section.spots.ids

@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QFileDialog, QMessageBox
 from standins import card_for
 from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
 
-from napari_stmdit.intent import ScaleEdit
+from napari_stmdit.edits import Scale
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.state import RunStatus
@@ -18,7 +18,7 @@ from napari_stmdit.ui.widgets.evaluate import Picture
 from napari_stmdit.ui.widgets.input import RUN_KEYS, sequence
 
 pytestmark = pytest.mark.gui
-EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
+EDIT = Scale(genes=("ERBB2",), factor=5, name="more ERBB2")
 QT_KEYS = {"Enter": Qt.Key.Key_Return, ".": Qt.Key.Key_Period, "B": Qt.Key.Key_B}
 
 

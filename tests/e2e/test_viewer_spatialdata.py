@@ -8,7 +8,8 @@ from qtpy import API_NAME
 from standins import CropModel, card_for
 from viewing import no_leaks, settle, viewer  # noqa: F401
 
-from napari_stmdit.intent import Request, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.session import synthesize
 
 pytestmark = [

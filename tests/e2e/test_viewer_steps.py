@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 from standins import CropModel, card_for
 from viewing import Mouse, no_leaks, opened, settle, viewer, workbench  # noqa: F401
 
-from napari_stmdit.intent import KnockOutEdit, ScaleEdit
+from napari_stmdit.edits import KnockOut, Scale
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.gestures import camera_of
 from napari_stmdit.ui.manifest import DOCK, PLUGIN
@@ -81,8 +81,8 @@ def paint_and_run(bench):
     presenter.colour(Colouring("ERBB2"))
     presenter.select(ids[:7])
     edits = (
-        ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2", spots=dict.fromkeys(ids[:7], 1.0)),
-        KnockOutEdit(genes=("KRT8", "EPCAM"), name="KRT8, EPCAM knocked out", spots=dict.fromkeys(ids[3:9], 0.5)),
+        Scale(genes=("ERBB2",), factor=5, name="more ERBB2", spots=dict.fromkeys(ids[:7], 1.0)),
+        KnockOut(genes=("KRT8", "EPCAM"), name="KRT8, EPCAM knocked out", spots=dict.fromkeys(ids[3:9], 0.5)),
     )
     state.request = state.request.model_copy(update={"edits": edits})
     for _ in range(4):
@@ -133,7 +133,7 @@ def test_each_step_is_one_screen_at_320_pixels_and_nothing_is_cut(viewer, opened
 
 def test_a_card_shows_what_tells_results_apart_and_has_the_actions_of_the_chosen_one(opened):  # noqa: F811
     state, panel, ids = opened.state, opened.results, opened.state.section.spots.ids.tolist()
-    edit = KnockOutEdit(genes=("ERBB2", "KRT8", "EPCAM"), name="ERBB2 and KRT8 and EPCAM knocked out")
+    edit = KnockOut(genes=("ERBB2", "KRT8", "EPCAM"), name="ERBB2 and KRT8 and EPCAM knocked out")
     state.request = state.request.model_copy(update={"edits": (edit,)})
     for count in (13, 12):
         opened.presenter.select(ids[:count])

@@ -6,13 +6,14 @@ import torch
 from safetensors.torch import load_file
 from scipy.sparse import csr_matrix
 
+from napari_stmdit.edits import Scale
 from napari_stmdit.encoders.cancer_foundation.encoder import CancerFoundationEncoder
 from napari_stmdit.encoders.cancer_foundation.folder import CancerFoundationSettings, build_network
 from napari_stmdit.encoders.cancer_foundation.network import CancerFoundationNetwork, NetworkSizes
 from napari_stmdit.encoders.cancer_foundation.vocabulary import make_vocabulary, read_vocabulary
 from napari_stmdit.errors import CheckpointError, GeneError, SectionError
 from napari_stmdit.expression.edits import apply_edits
-from napari_stmdit.intent import ScaleEdit, hash_genes
+from napari_stmdit.intent import hash_genes
 from napari_stmdit.types import Genes, SpotTable
 
 NAMES = ("MLANA", "PMEL", "CD3E", "HLA-A", "SEPT2", *(f"G{k}" for k in range(15)))
@@ -189,7 +190,7 @@ def test_an_edit_that_changes_nothing_breaks_no_ties():
     counts, genes = table(NAMES, rows=40)
     n = counts.shape[0]
     spots = SpotTable(np.array([f"s{k}" for k in range(n)]), np.zeros((n, 2)), 1.0, counts, genes)
-    edits = [ScaleEdit(genes=NAMES[::2], factor=4.0), ScaleEdit(genes=NAMES[::2], factor=0.25)]
+    edits = [Scale(genes=NAMES[::2], factor=4.0), Scale(genes=NAMES[::2], factor=0.25)]
     edited = apply_edits(np.arange(n), spots, edits, {}, {})
     assert (edited != counts).nnz > 0  # float32 rounding
     np.testing.assert_array_equal(make().encode(edited, genes), make().encode(counts, genes))

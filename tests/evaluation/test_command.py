@@ -9,18 +9,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from napari_stmdit.cli import app
+from napari_stmdit.edits import KnockOut, Towards
 from napari_stmdit.evaluation.cases import EvaluationRequest
 from napari_stmdit.evaluation.evaluate import equivalent_command
-from napari_stmdit.intent import Guidance, KnockOutEdit, SpotProfile, TowardsEdit
+from napari_stmdit.intent import Guidance, SpotProfile
 from napari_stmdit.tissue.open import open_section
 
 scale = st.none() | st.floats(0, 30)
 gene = st.sampled_from(["ERBB2", "ESR1", 'A gene\'s "name"', "ünï", "-x"])
 named = {"genes": st.lists(gene, min_size=1, max_size=3).map(tuple), "strength": st.floats(0, 1)}
 edits = st.one_of(
-    st.builds(KnockOutEdit, programs=st.sampled_from([(), ("mine",)]), **named),
-    st.just(TowardsEdit(target_profile="far")),
-    st.just(TowardsEdit(target_spots=("SPOT01-1",))),
+    st.builds(KnockOut, programs=st.sampled_from([(), ("mine",)]), **named),
+    st.just(Towards(target_profile="far")),
+    st.just(Towards(target_spots=("SPOT01-1",))),
 )
 requests = st.builds(
     EvaluationRequest,
@@ -117,7 +118,7 @@ def test_what_no_option_says_is_named(tiny_folder, tmp_path):
 def test_edits_that_are_there_already_are_not_overwritten(tiny_folder, tmp_path):
     section = open_section(tiny_folder)
     (tmp_path / "edits.yaml").write_text("mine: of another work\n")
-    request = EvaluationRequest(edits=(KnockOutEdit(genes=("ERBB2",)),))
+    request = EvaluationRequest(edits=(KnockOut(genes=("ERBB2",)),))
     lines = [equivalent_command([section], "demo", request, tmp_path) for _ in range(2)]
     assert lines[0] == lines[1] and f"--edits {tmp_path / 'edits-2.yaml'}" in lines[0]
     assert (tmp_path / "edits.yaml").read_text() == "mine: of another work\n"

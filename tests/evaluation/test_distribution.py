@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance, quarters
+from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance
 
 
 def test_the_distance_of_two_normal_sets_is_what_the_formula_says():
@@ -49,13 +49,6 @@ def test_random_features_are_the_same_for_a_seed_and_tell_textures_apart():
     assert first.shape == (6, 96) and np.array_equal(first, again)
     assert not np.allclose(RandomConvolutions(6).features(noise), first)
     assert np.abs(RandomConvolutions(5).features(flat) - first.mean(axis=0)).mean() > 3 * first.std(axis=0).mean()
-
-
-def test_quarters_keep_every_pixel():
-    patches = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    cut = quarters(patches)
-    assert cut.shape == (8, 2, 2, 3) and np.array_equal(np.sort(cut, axis=None), np.sort(patches, axis=None))
-    assert np.array_equal(cut[0], patches[0, :2, :2]) and np.array_equal(cut[-1], patches[1, 2:, 2:])
 
 
 def test_an_encoders_statistics_do_not_depend_on_the_batch():

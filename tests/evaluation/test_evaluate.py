@@ -12,14 +12,15 @@ from evaluation_study import CARD, Copying, Described, Knowing, telling_section
 from PIL import Image
 
 import napari_stmdit as st
+from napari_stmdit.edits import Scale, Towards
 from napari_stmdit.errors import RequestError, StoreError, SynthesisError
 from napari_stmdit.evaluation.evaluate import evaluate, prepare
 from napari_stmdit.evaluation.reading import LinearPredictor
-from napari_stmdit.intent import ScaleEdit, TowardsEdit, hash_genes
+from napari_stmdit.intent import hash_genes
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.types import DenoiseStep
 
-EDIT = TowardsEdit(name="towards two spots", target_spots=("0x0", "0x1"))
+EDIT = Towards(name="towards two spots", target_spots=("0x0", "0x1"))
 REQUEST = st.EvaluationRequest(spots=32, seeds=2, genes=24, draws=100, edits=(EDIT,))
 ALL = (
     *("both", "both, expression shuffled", "both, expression across", "morphology alone", "expression alone"),
@@ -297,7 +298,7 @@ def test_bad_wishes_are_refused_before_anything_is_made(sections, tmp_path):
     section, model = sections[0], Counting(CARD)
     small = telling_section(rows=2, columns=3)
     blind = CARD.model_copy(update={"genes": ("X", "Y"), "gene_hash": hash_genes(("X", "Y"))})
-    edit = ScaleEdit(genes=("NOPE",), factor=2)
+    edit = Scale(genes=("NOPE",), factor=2)
     for words, arguments in (
         ("at least 8 are needed", (model, small, REQUEST)),
         ("NOPE", (model, section, REQUEST.model_copy(update={"edits": (edit,)}))),

@@ -14,6 +14,7 @@ from PIL import Image
 from standins import CropModel, card_for
 from tiny import TINY_GENES, TINY_MPP
 
+from napari_stmdit.edits import Scale
 from napari_stmdit.errors import StoreError
 from napari_stmdit.evaluation.paper_figure import (
     MM_PER_INCH,
@@ -25,7 +26,8 @@ from napari_stmdit.evaluation.paper_figure import (
     write_figure,
 )
 from napari_stmdit.evaluation.pictures import diverging
-from napari_stmdit.intent import Request, ScaleEdit, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.result import finished
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.stored import stored_results
@@ -45,7 +47,7 @@ def edited(tiny_folder, tmp_path_factory):
     model = load_checkpoint(
         write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", TINY_GENES), "cpu", "float32"
     )
-    edit = ScaleEdit(name="more", genes=TINY_GENES[:4], factor=40.0, spots=dict.fromkeys(ids[12:14], 1.0))
+    edit = Scale(name="more", genes=TINY_GENES[:4], factor=40.0, spots=dict.fromkeys(ids[12:14], 1.0))
     return synthesize(section, Request(region=SpotList(ids=tuple(ids[10:19])), steps=2, edits=(edit,)), model)
 
 

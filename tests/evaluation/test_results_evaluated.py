@@ -54,7 +54,7 @@ def test_what_cannot_be_evaluated_is_refused(study, tmp_path, tiny_zarr, tiny_fo
         evaluate_result(study.store, output=tmp_path, feature_spaces=("encoder",), checkpoint="demo")
     section = make_section()
     card = card_for(tuple(section.spots.genes.symbols.tolist()))
-    few = st.synthesize(section, st.Request(region=st.SampleOfSpots(count=3), steps=1), CropModel(card))
+    few = st.synthesize(section, st.Request(region=st.regions.SampleOfSpots(count=3), steps=1), CropModel(card))
     with pytest.raises(RequestError, match="run_1: 3 patches"):
         evaluate_result(few, output=tmp_path)
     cancel = CancelToken()

@@ -9,11 +9,13 @@ from models_for_ui import Tinted
 from standins import card_for
 from tiny_fixtures import tiny_checkpoint, tiny_model  # noqa: F401
 
+from napari_stmdit.edits import Scale
 from napari_stmdit.errors import RequestError, StmditError, StoreError
 from napari_stmdit.evaluation import selection
 from napari_stmdit.evaluation.measures import haematoxylin_density
 from napari_stmdit.evaluation.selection import Chance, EditEffect, measure_edit, with_chance
-from napari_stmdit.intent import Request, ScaleEdit, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.result import finished
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.stored import stored_results
@@ -28,7 +30,7 @@ def model(tiny_section):
 
 
 def request(section, count=8, factor=3, **more):
-    edit = ScaleEdit(genes=("ERBB2", "KRT8"), factor=factor)
+    edit = Scale(genes=("ERBB2", "KRT8"), factor=factor)
     region = SpotList(ids=tuple(section.spots.ids[:count].tolist()))
     return Request(region=region, edits=(edit,), counterfactual="off", **more)
 

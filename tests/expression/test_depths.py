@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from napari_stmdit.edits import Scale, Swap, Towards
 from napari_stmdit.expression.changes import Profile
 from napari_stmdit.expression.edits import edited_depths, mix_depths
-from napari_stmdit.intent import ScaleEdit, SwapEdit, TowardsEdit
 from napari_stmdit.types import Genes, SpotTable
 
 TOTALS = np.array([100, 200, 400, 0, 200])
@@ -32,8 +32,8 @@ def test_depth_is_relative_to_the_median_spot_and_knows_nothing_of_the_experimen
 
 
 def test_edits_of_genes_leave_depth_as_it_was_measured(spots):
-    towards = TowardsEdit(genes=("A",), target_spots=("s2",))
-    np.testing.assert_array_equal(depths(spots, ScaleEdit(genes=("A",), factor=9), towards), spots.relative_depth[:3])
+    towards = Towards(genes=("A",), target_spots=("s2",))
+    np.testing.assert_array_equal(depths(spots, Scale(genes=("A",), factor=9), towards), spots.relative_depth[:3])
 
 
 def test_the_shuffled_control_takes_depth_with_the_counts(spots):
@@ -41,35 +41,35 @@ def test_the_shuffled_control_takes_depth_with_the_counts(spots):
 
 
 def test_a_whole_profile_moves_depth_with_it(spots):
-    half = TowardsEdit(target_spots=("s2",), strength=0.5, spots={"s0": 1.0, "s1": 0.5})
+    half = Towards(target_spots=("s2",), strength=0.5, spots={"s0": 1.0, "s1": 0.5})
     np.testing.assert_allclose(depths(spots, half), np.log(2) * np.array([0, 0.25, 1]), atol=1e-6)
     profiles = {
         "fat": Profile(("A",), np.ones(1, np.float32), depth=-1.0),
         "unknown": Profile(("A",), np.ones(1, np.float32)),
     }
-    fat = TowardsEdit(target_profile="fat")
+    fat = Towards(target_profile="fat")
     np.testing.assert_allclose(depths(spots, fat, profiles=profiles), [-1, -1, -1], atol=1e-6)
-    unknown = TowardsEdit(target_profile="unknown")
+    unknown = Towards(target_profile="unknown")
     np.testing.assert_array_equal(depths(spots, unknown, profiles=profiles), spots.relative_depth[:3])
     disabled = fat.model_copy(update={"enabled": False})
     np.testing.assert_array_equal(depths(spots, disabled, profiles=profiles), spots.relative_depth[:3])
 
 
 def test_swapped_groups_change_their_mean_depths(spots):
-    swap = SwapEdit(group_a=("s0",), group_b=("s2",))
+    swap = Swap(group_a=("s0",), group_b=("s2",))
     np.testing.assert_allclose(depths(spots, swap), np.log([2, 1, 0.5]), atol=1e-6)
 
 
 def test_the_weight_of_a_spot_and_the_strength_count_in_a_swap_as_they_do_for_genes(spots):
-    painted = SwapEdit(group_a=("s0",), group_b=("s2",), spots={"s0": 0.5, "s1": 1.0})
+    painted = Swap(group_a=("s0",), group_b=("s2",), spots={"s0": 0.5, "s1": 1.0})
     # s0 goes half of the way from log 0.5 to log 2, s2 was not painted, and s1 is of neither group
     np.testing.assert_allclose(depths(spots, painted), np.log([1, 1, 2]), atol=1e-6)
-    weak = SwapEdit(group_a=("s0",), group_b=("s2",), strength=0.5)
+    weak = Swap(group_a=("s0",), group_b=("s2",), strength=0.5)
     np.testing.assert_allclose(depths(spots, weak), np.log([1, 1, 1]), atol=1e-6)
 
 
 def test_an_edit_of_genes_does_not_end_what_later_edits_do_to_depth(spots):
-    genes, whole = ScaleEdit(genes=("A",), factor=9), TowardsEdit(target_spots=("s2",))
+    genes, whole = Scale(genes=("A",), factor=9), Towards(target_spots=("s2",))
     np.testing.assert_allclose(depths(spots, genes, whole), np.log([2, 2, 2]), atol=1e-6)
 
 

@@ -7,12 +7,20 @@ import pytest
 from scipy.sparse import csr_matrix
 from standins import card_for, make_section
 
+from napari_stmdit.edits import Add, KnockOut, Scale, Table
 from napari_stmdit.errors import GeneError, RequestError
 from napari_stmdit.expression.changes import Measured
-from napari_stmdit.expression.edit_tables import layers_of, read_edit_table, signed, table_fault, table_note
+from napari_stmdit.expression.edit_tables import (
+    layers_of,
+    perturbation_of,
+    read_edit_table,
+    signed,
+    table_fault,
+    table_note,
+)
 from napari_stmdit.expression.edits import apply_edits, edited_levels
 from napari_stmdit.expression.genes import target_columns
-from napari_stmdit.intent import Request, TableEdit
+from napari_stmdit.intent import Request
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.requests import read_edit_file
 from napari_stmdit.types import Genes, SpotTable
@@ -54,8 +62,8 @@ def test_counts_and_their_logarithm_say_the_same(spots, tmp_path):
     predicted = np.random.default_rng(1).gamma(2.0, 3.0, (6, 4))
     path = write_h5ad(tmp_path / "p.h5ad", spots, predicted, normalised=log_levels(predicted))
     ids = ("s4", "s1")
-    _, of_counts = moved(read_edit_table(TableEdit(table=str(path), unit="counts", layer="X")), spots, ids)
-    _, of_logs = moved(read_edit_table(TableEdit(table=str(path), unit="log1p_cp10k", layer="normalised")), spots, ids)
+    _, of_counts = moved(read_edit_table(Table(table=str(path), unit="counts", layer="X")), spots, ids)
+    _, of_logs = moved(read_edit_table(Table(table=str(path), unit="log1p_cp10k", layer="normalised")), spots, ids)
     np.testing.assert_allclose(of_counts, log_levels(predicted)[[4, 1]], rtol=1e-5)
     np.testing.assert_allclose(of_logs, of_counts, rtol=1e-5)
 
@@ -64,7 +72,7 @@ def test_a_table_of_some_genes_is_relative_to_those_genes(spots, tmp_path):
     """The section's own counts of three genes, as a table of those alone, change nothing."""
     counts = spots.counts.toarray()
     path = write_h5ad(tmp_path / "p.h5ad", spots, counts[:, [2, 0, 1]], genes=("C", "A", "B"))
-    columns, target = moved(read_edit_table(TableEdit(table=str(path), unit="counts", layer="X")), spots, ("s3",))
+    columns, target = moved(read_edit_table(Table(table=str(path), unit="counts", layer="X")), spots, ("s3",))
     assert sorted(columns.tolist()) == [0, 1, 2]
     np.testing.assert_allclose(target[0], log_levels(counts)[3, columns], rtol=1e-4)
 
@@ -72,7 +80,7 @@ def test_a_table_of_some_genes_is_relative_to_those_genes(spots, tmp_path):
 def test_with_a_baseline_spots_move_by_the_difference_and_never_below_zero(spots, tmp_path):
     base, after = np.full((6, 4), 5.0), np.tile([10.0, 5.0, 5.0, 0.0], (6, 1))
     path = write_h5ad(tmp_path / "p.h5ad", spots, after, observed=base)
-    edit = TableEdit(table=str(path), unit="counts", layer="X", baseline="observed")
+    edit = Table(table=str(path), unit="counts", layer="X", baseline="observed")
     columns, target = moved(read_edit_table(edit), spots, ("s0",))
     x = log_levels(spots.counts.toarray())[0, columns]
     change = log_levels(after)[0] - log_levels(base)[0]
@@ -84,7 +92,7 @@ def test_with_a_baseline_spots_move_by_the_difference_and_never_below_zero(spots
 def test_differences_are_read_from_text_by_their_own_separator(spots, tmp_path, separator):
     path = tmp_path / "changes.txt"
     path.write_text(separator.join(["spot", "B", "E"]) + "\n" + separator.join(["s2", "-0.5", "3"]) + "\n")
-    edit = TableEdit(table=str(path), unit="difference")
+    edit = Table(table=str(path), unit="difference")
     assert table_fault(edit, spots) is None
     columns, target = moved(read_edit_table(edit), spots, ("s2",))
     assert columns.tolist() == [1]  # the section has no E
@@ -95,7 +103,7 @@ def test_differences_are_read_from_text_by_their_own_separator(spots, tmp_path, 
 def test_the_edit_remembers_the_content_of_its_file(spots, tmp_path):
     path = tmp_path / "changes.csv"
     path.write_text("spot,A\ns0,1\n")
-    edit = signed(TableEdit(table=str(path), unit="difference"))
+    edit = signed(Table(table=str(path), unit="difference"))
     assert len(edit.sha256) == 64 and signed(edit) is edit
     path.write_text("spot,A\ns0,2.5\n")
     with pytest.raises(GeneError, match="has changed since the edit was made"):
@@ -106,9 +114,9 @@ def test_layers_are_listed_and_asked_for(spots, tmp_path):
     path = write_h5ad(tmp_path / "p.h5ad", spots, np.ones((6, 4)), predicted_tempered=np.ones((6, 4)))
     assert layers_of(path) == ("X", "predicted_tempered")
     with pytest.raises(GeneError, match="X, predicted_tempered: say which one is meant"):
-        read_edit_table(TableEdit(table=str(path), unit="counts"))
+        read_edit_table(Table(table=str(path), unit="counts"))
     with pytest.raises(GeneError, match="no layer 'other'; it has X, predicted_tempered"):
-        read_edit_table(TableEdit(table=str(path), unit="counts", layer="other"))
+        read_edit_table(Table(table=str(path), unit="counts", layer="other"))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +132,7 @@ def test_layers_are_listed_and_asked_for(spots, tmp_path):
 def test_values_that_cannot_be_in_the_unit_are_refused(spots, tmp_path, values, unit, said):
     path = write_h5ad(tmp_path / "p.h5ad", spots, np.array(values), rows=slice(0, 1), genes=("A", "B"))
     with pytest.raises(GeneError, match=said):
-        read_edit_table(TableEdit(table=str(path), unit=unit, layer="X"))
+        read_edit_table(Table(table=str(path), unit=unit, layer="X"))
 
 
 @pytest.mark.parametrize(
@@ -142,20 +150,20 @@ def test_values_that_cannot_be_in_the_unit_are_refused(spots, tmp_path, values, 
 def test_what_is_wrong_with_a_text_table_is_said_in_a_sentence(spots, tmp_path, text, said):
     path = tmp_path / "t.csv"
     path.write_text(text)
-    assert said in table_fault(TableEdit(table=str(path), unit="difference"), spots)
+    assert said in table_fault(Table(table=str(path), unit="difference"), spots)
 
 
 def test_a_missing_or_damaged_file_is_a_fault_and_no_traceback(spots, tmp_path):
-    assert "there is no file" in table_fault(TableEdit(table=str(tmp_path / "no.h5ad"), unit="counts"), spots)
+    assert "there is no file" in table_fault(Table(table=str(tmp_path / "no.h5ad"), unit="counts"), spots)
     path = write_h5ad(tmp_path / "p.h5ad", spots, np.ones((6, 4)))
     path.write_bytes(path.read_bytes()[:600])
-    assert "cannot be read as an .h5ad" in table_fault(TableEdit(table=str(path), unit="counts", layer="X"), spots)
+    assert "cannot be read as an .h5ad" in table_fault(Table(table=str(path), unit="counts", layer="X"), spots)
 
 
 def test_an_edit_moves_the_spots_of_its_table_alone_and_in_proportion_to_their_weight(spots, tmp_path):
     path = tmp_path / "changes.csv"
     path.write_text("spot,B\ns0,1.5\ns1,1.5\n")
-    edit = TableEdit(table=str(path), unit="difference", spots={"s0": 1.0, "s1": 0.5, "s2": 1.0})
+    edit = Table(table=str(path), unit="difference", spots={"s0": 1.0, "s1": 0.5, "s2": 1.0})
     rows = np.arange(6)
     edited = apply_edits(rows, spots, [edit], {}, {}).toarray()
     measured = spots.counts.toarray()
@@ -169,7 +177,7 @@ def test_an_edit_moves_the_spots_of_its_table_alone_and_in_proportion_to_their_w
 
 def test_the_levels_of_a_table_of_some_genes_are_shown_as_they_are_synthesized(spots, tmp_path):
     path = write_h5ad(tmp_path / "p.h5ad", spots, np.tile([30.0, 1.0], (6, 1)), genes=("B", "C"))
-    edit = TableEdit(table=str(path), unit="counts", layer="X")
+    edit = Table(table=str(path), unit="counts", layer="X")
     edited = apply_edits(np.arange(6), spots, [edit], {}, {}).toarray()
     totals = spots.counts.toarray().sum(axis=1)
     view = edited_levels(Measured.of(spots).narrowed(["C"], {}), [edit], {}, {})
@@ -193,3 +201,10 @@ def test_a_plan_states_the_content_of_the_table_and_what_it_covers(spots, tmp_pa
     path.write_text(f"spot,{text[1]}\n{text[0]},2\n")
     with pytest.raises(RequestError, match=r"edits\[0\].table.*has changed since"):
         plan(section, made.request, card)
+
+
+def test_factors_of_genes_are_a_perturbation():
+    edits = [Scale(genes=("A", "B"), factor=2), KnockOut(genes=("C",)), Scale(genes=("A",), factor=3)]
+    assert perturbation_of(edits, "T cell") == {"T cell": {"A": 6.0, "B": 2.0, "C": 0.0}}
+    with pytest.raises(GeneError, match="cannot be written as a factor"):
+        perturbation_of([Add(genes=("A",), log_units=1)], "T cell")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from napari_stmdit.edits import Add, KnockOut, Scale, SetQuantile, Swap, Towards
 from napari_stmdit.expression.changes import Measured, Profile
 from napari_stmdit.expression.covariation import covariation_of
 from napari_stmdit.expression.edits import apply_edits, edited_depths, edited_levels
 from napari_stmdit.expression.following import following_notes, program_reach, reach_of
 from napari_stmdit.expression.normalise import PER
-from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit, SetQuantileEdit, SwapEdit, TowardsEdit
 from napari_stmdit.types import Genes, SpotTable
 
 SIDE, GENES = 12, 40
@@ -62,13 +62,13 @@ def test_edits_that_nothing_follows_give_the_counts_that_they_always_gave():
         np.array([f"s{k}" for k in range(80)]), yx, 50.0, counts, Genes(np.array([f"G{k}" for k in range(40)]))
     )
     edits = (
-        ScaleEdit(genes=("G1",), factor=3, spots={"s0": 1.0, "s2": 0.5}, follow="none"),
-        AddEdit(programs=("p",), log_units=-0.7, strength=0.8, follow="none"),
-        KnockOutEdit(genes=("G7", "G8"), spots={f"s{k}": k / 80 for k in range(80)}, follow="none"),
-        SetQuantileEdit(genes=("G3",), quantile=0.8, follow="none"),
-        TowardsEdit(target_spots=("s5", "s6"), genes=("G1", "G9"), spots={"s9": 0.4}),
-        SwapEdit(group_a=("s1",), group_b=("s2", "s3")),
-        TowardsEdit(target_profile="fat", strength=0.3, genes=("G4",)),
+        Scale(genes=("G1",), factor=3, spots={"s0": 1.0, "s2": 0.5}, follow="none"),
+        Add(programs=("p",), log_units=-0.7, strength=0.8, follow="none"),
+        KnockOut(genes=("G7", "G8"), spots={f"s{k}": k / 80 for k in range(80)}, follow="none"),
+        SetQuantile(genes=("G3",), quantile=0.8, follow="none"),
+        Towards(target_spots=("s5", "s6"), genes=("G1", "G9"), spots={"s9": 0.4}),
+        Swap(group_a=("s1",), group_b=("s2", "s3")),
+        Towards(target_profile="fat", strength=0.3, genes=("G4",)),
     )
     profiles = {"fat": Profile(("G4", "G5"), np.array([3.0, 8.0], np.float32), depth=-0.5)}
     made = apply_edits(np.arange(80), old, edits, {"p": {"G2": 1.0, "G4": 0.5}}, profiles).toarray()
@@ -86,7 +86,7 @@ def test_edits_that_nothing_follows_give_the_counts_that_they_always_gave():
 
 
 def test_what_varies_with_a_program_goes_along_and_so_does_depth(spots):
-    edit = AddEdit(programs=("p",), log_units=0.3)
+    edit = Add(programs=("p",), log_units=0.3)
     programs = {"p": dict.fromkeys(names(slice(0, 5)), 1.0)}
     moved = change(spots, edit, programs=programs).mean(axis=0)
     np.testing.assert_allclose(moved[:5], 0.3, atol=1e-3)  # as asked
@@ -102,27 +102,27 @@ def test_followers_go_by_the_slope_on_the_program_over_smoothed_spots(spots):
     smooth = known.smoothed(rows, np.arange(GENES))
     score = smooth[:, :5].mean(axis=1)
     slopes = np.array([np.polyfit(score, gene, 1)[0] for gene in smooth.T])
-    moved = change(spots, AddEdit(genes=names(slice(0, 5)), log_units=0.1)).mean(axis=0) / 0.1
+    moved = change(spots, Add(genes=names(slice(0, 5)), log_units=0.1)).mean(axis=0) / 0.1
     np.testing.assert_allclose(moved[5:], slopes[5:], atol=0.25)
     assert np.corrcoef(moved[5:], slopes[5:])[0, 1] > 0.97
 
 
 def test_what_follows_is_linear_in_strength(spots):
-    whole, half = (AddEdit(genes=("G0", "G1"), log_units=0.4, strength=s) for s in (1.0, 0.5))
+    whole, half = (Add(genes=("G0", "G1"), log_units=0.4, strength=s) for s in (1.0, 0.5))
     np.testing.assert_allclose(change(spots, half), change(spots, whole) / 2, atol=2e-5)
     np.testing.assert_allclose(deeper(spots, half), deeper(spots, whole) / 2, atol=1e-6)
 
 
 def test_two_genes_in_one_edit_and_in_two_are_the_same(spots):
-    one = AddEdit(genes=("G0", "G30"), log_units=0.4)
-    two = tuple(AddEdit(genes=(gene,), log_units=0.4) for gene in one.genes)
+    one = Add(genes=("G0", "G30"), log_units=0.4)
+    two = tuple(Add(genes=(gene,), log_units=0.4) for gene in one.genes)
     np.testing.assert_allclose(change(spots, *two), change(spots, one), atol=1e-5)
     np.testing.assert_allclose(deeper(spots, *two), deeper(spots, one), atol=1e-6)
 
 
 def test_genes_that_an_edit_names_do_not_follow_another(spots):
-    stated = KnockOutEdit(genes=("G6",), follow="none")
-    moved = change(spots, AddEdit(genes=("G0",), log_units=0.4), stated)
+    stated = KnockOut(genes=("G6",), follow="none")
+    moved = change(spots, Add(genes=("G0",), log_units=0.4), stated)
     np.testing.assert_allclose(moved[:, 6], change(spots, stated)[:, 6], atol=1e-5)
     assert moved[:, 5].mean() > 0.05
 
@@ -139,7 +139,7 @@ def test_factors_of_spots_are_those_that_genes_go_by(spots):
 
 
 def test_spots_that_are_not_painted_stay_as_measured(spots):
-    edit = AddEdit(genes=("G0",), log_units=0.4, spots={"s70": 1.0, "s71": 0.5})
+    edit = Add(genes=("G0",), log_units=0.4, spots={"s70": 1.0, "s71": 0.5})
     after = apply_edits(np.arange(len(spots)), spots, (edit,), {}, {}).toarray()
     changed = np.flatnonzero((after != spots.counts.toarray()).any(axis=1))
     assert changed.tolist() == [70, 71]
@@ -147,7 +147,7 @@ def test_spots_that_are_not_painted_stay_as_measured(spots):
 
 
 def test_what_follows_is_held_inside_the_range_of_the_section_and_a_note_says_so(spots):
-    strong, weak = (AddEdit(genes=("G0", "G1"), log_units=units) for units in (6.0, 0.01))
+    strong, weak = (Add(genes=("G0", "G1"), log_units=units) for units in (6.0, 0.01))
     known, rows, columns = covariation_of(spots), np.arange(len(spots)), np.arange(2, GENES)
     smooth = known.smoothed(rows, columns)
     moved = change(spots, strong)[:, 2:]
@@ -162,7 +162,7 @@ def test_what_follows_is_held_inside_the_range_of_the_section_and_a_note_says_so
 
 def test_depth_that_follows_is_held_inside_the_range_of_measured_depths(spots):
     """That of smoothed depths is narrower, and would hold back what is seen in single spots."""
-    edit = AddEdit(genes=("G0", "G1"), log_units=6.0)
+    edit = Add(genes=("G0", "G1"), log_units=6.0)
     known, measured = covariation_of(spots), spots.relative_depth
     after = known.depth + (edited_depths(np.arange(len(spots)), spots, (edit,), {}, {}) - measured)
     assert after.max() <= measured.max() + 1e-5 and after.min() >= measured.min() - 1e-5
@@ -171,7 +171,7 @@ def test_depth_that_follows_is_held_inside_the_range_of_measured_depths(spots):
 
 def test_nothing_follows_in_a_section_of_few_spots_and_a_note_says_why():
     few = table(side=7)
-    edit = AddEdit(genes=("G0",), log_units=0.4)
+    edit = Add(genes=("G0",), log_units=0.4)
     none = edit.model_copy(update={"follow": "none"})
     np.testing.assert_array_equal(change(few, edit), change(few, none))
     (note,) = following_notes(few, (edit,), {}, names(slice(0, GENES)))
@@ -180,7 +180,7 @@ def test_nothing_follows_in_a_section_of_few_spots_and_a_note_says_why():
 
 
 def test_a_few_genes_alone_follow_as_they_do_in_the_whole_table(spots):
-    edits = (AddEdit(genes=("G0",), log_units=0.4, spots={f"s{k}": k / 144 for k in range(144)}),)
+    edits = (Add(genes=("G0",), log_units=0.4, spots={f"s{k}": k / 144 for k in range(144)}),)
     some = ("G3", "G15", "G0")
     narrow = Measured.of(spots).narrowed(some, {})
     few = edited_levels(narrow, edits, {}, {})
@@ -190,7 +190,7 @@ def test_a_few_genes_alone_follow_as_they_do_in_the_whole_table(spots):
 
 
 def test_genes_that_a_checkpoint_sees_follow_alike_whether_others_do_or_not(spots):
-    edit = AddEdit(genes=("G0",), log_units=0.4)
+    edit = Add(genes=("G0",), log_units=0.4)
     rows = np.arange(len(spots))
     whole = apply_edits(rows, spots, (edit,), {}, {}).toarray()
     seen = apply_edits(rows, spots, (edit,), {}, {}, checkpoint_genes=("G3", "G15", "not there")).toarray()
@@ -199,7 +199,7 @@ def test_genes_that_a_checkpoint_sees_follow_alike_whether_others_do_or_not(spot
 
 
 def test_the_shuffled_control_follows_from_the_spot_whose_counts_it_takes(spots):
-    edit = AddEdit(genes=("G0",), log_units=0.4)
+    edit = Add(genes=("G0",), log_units=0.4)
     rows, sources = np.arange(3), np.array([50, 51, 52])
     given = apply_edits(rows, spots, (edit,), {}, {}, sources).toarray()
     np.testing.assert_allclose(given, apply_edits(sources, spots, (edit,), {}, {}).toarray(), rtol=1e-6)
@@ -229,7 +229,7 @@ def test_a_program_says_how_much_of_it_a_checkpoint_sees_directly_and_through_wh
 
 
 def test_unseen_genes_are_no_warning_where_others_follow(spots):
-    edit = AddEdit(genes=("G0",), log_units=1)
+    edit = Add(genes=("G0",), log_units=1)
     assert "will not change" in reach_of(edit, {}, spots.genes, ("G5",)).warning
     assert reach_of(edit, {}, spots.genes, ("G5",), followed=True).warning == ""
     alone = edit.model_copy(update={"follow": "none"})

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from napari_stmdit.edits import Add, KnockOut, Swap, Towards
 from napari_stmdit.errors import GeneError
 from napari_stmdit.expression.changes import Measured
 from napari_stmdit.expression.edits import apply_edits, edited_levels
@@ -13,7 +14,7 @@ from napari_stmdit.expression.following import reach_of
 from napari_stmdit.expression.normalise import PER
 from napari_stmdit.expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from napari_stmdit.expression.programs import bundled_notes, bundled_programs, known_programs, read_gmt, report
-from napari_stmdit.intent import AddEdit, KnockOutEdit, SpotProfile, SwapEdit, TowardsEdit
+from napari_stmdit.intent import SpotProfile
 from napari_stmdit.types import Genes, SpotTable
 
 
@@ -109,9 +110,7 @@ def test_a_file_that_is_no_profile_is_refused_in_words(tmp_path, name, text, say
 
 def test_moving_towards_another_sections_profile_reaches_it(spots):
     profile = measure_profile(spots, ["s1"])
-    after = apply_edits(
-        np.arange(3), spots, (TowardsEdit(target_profile="x"),), {}, as_profiles({"x": profile})
-    ).toarray()
+    after = apply_edits(np.arange(3), spots, (Towards(target_profile="x"),), {}, as_profiles({"x": profile})).toarray()
     np.testing.assert_allclose(after, np.repeat(spots.counts.toarray()[1:2], 3, axis=0), rtol=2e-3)  # levels and total
 
 
@@ -123,7 +122,7 @@ def test_a_swap_exchanges_the_means_of_two_groups_and_keeps_what_is_within(spots
         csr_matrix(np.array([[40, 60], [60, 40], [80, 20], [90, 10]], dtype=np.float32)),
         Genes(np.array(["A", "B"])),
     )
-    edit = SwapEdit(group_a=("s0", "s1"), group_b=("s2",))
+    edit = Swap(group_a=("s0", "s1"), group_b=("s2",))
     before = levels(many.counts.toarray(), (100,) * 4)
     after = levels(apply_edits(np.arange(4), many, (edit,), {}, {}).toarray(), (100,) * 4)
     np.testing.assert_allclose(after[:2].mean(axis=0), before[2], rtol=1e-4)
@@ -138,11 +137,11 @@ def test_a_swap_exchanges_the_means_of_two_groups_and_keeps_what_is_within(spots
 
 def test_groups_that_share_spots_cannot_be_swapped():
     with pytest.raises(ValueError, match="share 1 spots"):
-        SwapEdit(group_a=("a", "b"), group_b=("b",))
+        Swap(group_a=("a", "b"), group_b=("b",))
 
 
 def test_a_genes_weight_in_a_program_multiplies_the_effect(spots):
-    edit = KnockOutEdit(programs=("p",))
+    edit = KnockOut(programs=("p",))
     before = levels(spots.counts.toarray())
     after = levels(apply_edits(np.arange(3), spots, (edit,), {"p": {"A": 1.0, "D": 0.25}}, {}).toarray())
     np.testing.assert_allclose(after[:, 0], 0, atol=1e-6)
@@ -154,9 +153,9 @@ def test_a_few_genes_alone_give_what_the_whole_table_gives(spots):
         {"x": SpotProfile(values={"A": 3.0, "B": 8.0, "D": 5.0})}
     )  # without C, which has many counts
     edits = (
-        AddEdit(genes=("A", "B"), log_units=0.7, spots={"s0": 0.5, "s1": 1.0}),
-        TowardsEdit(target_profile="x", strength=0.6),
-        SwapEdit(group_a=("s0",), group_b=("s1",), strength=0.5),
+        Add(genes=("A", "B"), log_units=0.7, spots={"s0": 0.5, "s1": 1.0}),
+        Towards(target_profile="x", strength=0.6),
+        Swap(group_a=("s0",), group_b=("s1",), strength=0.5),
     )
     whole = levels(apply_edits(np.arange(3), spots, edits, {}, profiles).toarray())
     narrow = Measured.of(spots).narrowed(("D", "B"), profiles)
@@ -166,11 +165,11 @@ def test_a_few_genes_alone_give_what_the_whole_table_gives(spots):
 
 def test_reach_says_what_has_no_effect():
     genes = Genes(np.array(["A", "B", "C"]))
-    edit = AddEdit(genes=("A", "B"), programs=("p",), log_units=1)
+    edit = Add(genes=("A", "B"), programs=("p",), log_units=1)
     reach = reach_of(edit, {"p": {"C": 1.0, "X": 1.0}}, genes, ("A", "C", "X"))
     assert (reach.named, reach.missing, reach.unread) == (4, ("X",), ("B",))
     assert "X" in reach.warning
     assert "B" in reach.warning
-    assert "will not change" in reach_of(AddEdit(genes=("B",), log_units=1), {}, genes, ("A",)).warning
-    assert reach_of(AddEdit(genes=("B",), log_units=1), {}, genes, None).warning == ""
-    assert reach_of(TowardsEdit(target_spots=("s",)), {}, genes, ("A",)).warning == ""
+    assert "will not change" in reach_of(Add(genes=("B",), log_units=1), {}, genes, ("A",)).warning
+    assert reach_of(Add(genes=("B",), log_units=1), {}, genes, None).warning == ""
+    assert reach_of(Towards(target_spots=("s",)), {}, genes, ("A",)).warning == ""

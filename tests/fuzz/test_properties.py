@@ -12,22 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tiny import TINY_GENES, tiny_arrays
 
+from napari_stmdit.edits import Add, KnockOut, Scale, SetQuantile, Towards
 from napari_stmdit.errors import RequestError, SectionError
 from napari_stmdit.expression.genes import gather_counts, match_genes
 from napari_stmdit.files import BadFile, read_json, read_yaml
-from napari_stmdit.intent import (
-    AddEdit,
-    AllSpots,
-    Guidance,
-    KnockOutEdit,
-    Polygons,
-    Request,
-    SampleOfSpots,
-    ScaleEdit,
-    SetQuantileEdit,
-    SpotList,
-    TowardsEdit,
-)
+from napari_stmdit.intent import Guidance, Request
+from napari_stmdit.regions import AllSpots, Polygons, SampleOfSpots, SpotList
 from napari_stmdit.synthesis.requests import make_request, read_edit_file, read_request
 from napari_stmdit.tissue import geometry
 from napari_stmdit.types import Genes
@@ -44,11 +34,11 @@ shared = {
     "enabled": st.booleans(),
 }
 edits = st.one_of(
-    st.builds(ScaleEdit, factor=st.floats(0, 1000), **shared),
-    st.builds(AddEdit, log_units=st.floats(-10, 10), **shared),
-    st.builds(SetQuantileEdit, quantile=unit, **shared),
-    st.builds(KnockOutEdit, **shared),
-    st.builds(TowardsEdit, target_spots=names, **shared),
+    st.builds(Scale, factor=st.floats(0, 1000), **shared),
+    st.builds(Add, log_units=st.floats(-10, 10), **shared),
+    st.builds(SetQuantile, quantile=unit, **shared),
+    st.builds(KnockOut, **shared),
+    st.builds(Towards, target_spots=names, **shared),
 )
 pixel = st.floats(-1e5, 1e5)
 ring = st.lists(st.tuples(pixel, pixel), min_size=3, max_size=12).map(tuple)

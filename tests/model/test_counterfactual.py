@@ -316,20 +316,11 @@ def test_an_abduction_is_kept_as_arrays_and_taken_up(net, kept, tmp_path):
     np.savez(tmp_path / "kept.npz", **kept.arrays())
     with np.load(tmp_path / "kept.npz", allow_pickle=False) as arrays:
         back = restored(FLOW, arrays, kept.conditions)
-    assert back.path.tau == kept.path.tau and back.nbytes == kept.nbytes
+    assert back.path.tau == kept.path.tau and torch.equal(back.slopes, kept.slopes)
     other = edited(kept.conditions, 1)
     assert torch.equal(finish(predict(net, back, other)), finish(predict(net, kept, other)))
     with pytest.raises(SynthesisError, match="items"):
         restored(FLOW, kept.arrays(), conditions(2))
-
-
-def test_without_kept_slopes_the_change_is_the_same(net, kept):
-    lean = finish(abduct(net, FLOW, kept.latents, kept.conditions, steps=6, keep_slopes=False))
-    assert lean.slopes is None and lean.nbytes < 0.6 * kept.nbytes
-    other = edited(kept.conditions, 0, 2)
-    torch.testing.assert_close(
-        finish(predict(net, lean, other)), finish(predict(net, kept, other)), atol=1e-4, rtol=1e-4
-    )
 
 
 # ------------------------------------------------------------------------------------------------- one canvas

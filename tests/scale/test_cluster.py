@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from killing import forked_workers
 
+from napari_stmdit.edits import Scale
 from napari_stmdit.errors import RequestError, StmditError, StoreError, SynthesisError
-from napari_stmdit.intent import Request, SampleOfSpots, ScaleEdit, SpotList
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import SampleOfSpots, SpotList
 
 pytest.importorskip("distributed")
 
@@ -42,7 +44,7 @@ def section(source):
 
 @pytest.fixture(scope="module")
 def request_(tiny_checkpoint):
-    return Request(checkpoint=str(tiny_checkpoint), edits=(ScaleEdit(genes=("ERBB2",), factor=3.0),), seed=5)
+    return Request(checkpoint=str(tiny_checkpoint), edits=(Scale(genes=("ERBB2",), factor=3.0),), seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +198,7 @@ def test_bad_requests_and_checkpoints_are_refused_as_without_a_cluster(client, s
     from napari_stmdit.errors import CheckpointError
 
     with pytest.raises(RequestError, match="NOSUCH"):
-        wrong = request_.model_copy(update={"edits": (ScaleEdit(genes=("NOSUCH",), factor=2.0),)})
+        wrong = request_.model_copy(update={"edits": (Scale(genes=("NOSUCH",), factor=2.0),)})
         shared(client, source, section, wrong, tmp_path / "o")
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         shared(client, source, section, request_.model_copy(update={"checkpoint": "nothing"}), tmp_path / "o")

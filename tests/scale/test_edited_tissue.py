@@ -8,7 +8,9 @@ from killing import forked_workers
 from tiny import TINY_GENES
 
 from napari_stmdit.assemble import load_checkpoint
-from napari_stmdit.intent import Request, ScaleEdit, SpotList
+from napari_stmdit.edits import Scale
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.tissue.crops import read_patches
 
@@ -31,7 +33,7 @@ def test_two_workers_edit_tissue_as_one_does_and_record_the_map(client, tiny_fol
     source = SectionSource(path=tiny_folder)
     section = source.open()
     ids = tuple(section.spots.ids.tolist())
-    edit = ScaleEdit(genes=tuple(TINY_GENES[:4]), factor=40.0, spots={ids[12]: 1.0, ids[13]: 1.0})
+    edit = Scale(genes=tuple(TINY_GENES[:4]), factor=40.0, spots={ids[12]: 1.0, ids[13]: 1.0})
     request = Request(
         checkpoint=str(tiny_checkpoint), region=SpotList(ids=ids[10:16]), steps=3, mode=mode, edits=(edit,)
     )

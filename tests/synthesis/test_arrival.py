@@ -7,9 +7,11 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from napari_stmdit.assemble import load_checkpoint
+from napari_stmdit.edits import Add, Towards
 from napari_stmdit.expression.normalise import totals_of
 from napari_stmdit.expression.profiles import measure_profile
-from napari_stmdit.intent import AddEdit, Polygons, Request, SpotList, TowardsEdit
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import Polygons, SpotList
 from napari_stmdit.synthesis.conditions import condition_rows, conditioned_counts
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.tissue.open import open_sample_section
@@ -54,7 +56,7 @@ def test_spots_moved_fully_to_a_group_are_read_as_the_group_is_on_average(sectio
     shallow = thinned(section, factor)
     own = measured(shallow, demo)
     group = group_of(shallow, demo)
-    edit = TowardsEdit(target_spots=tuple(shallow.spots.ids[group].tolist()))
+    edit = Towards(target_spots=tuple(shallow.spots.ids[group].tolist()))
     others = tuple(np.delete(shallow.spots.ids, group)[:5].tolist())
     found = encoded(shallow, demo, edit, region=SpotList(ids=others))
     away = np.abs(found - own[group].mean(axis=0)) / own.std(axis=0)
@@ -70,14 +72,14 @@ def test_a_profile_with_its_spread_is_read_nearly_as_its_spots_are(section, demo
     region = SpotList(ids=tuple(np.delete(shallow.spots.ids, group)[:3].tolist()))
     away = []
     for given in (profile, profile.model_copy(update={"spreads": {}})):
-        found = encoded(shallow, demo, TowardsEdit(target_profile="p"), profiles={"p": given}, region=region)
+        found = encoded(shallow, demo, Towards(target_profile="p"), profiles={"p": given}, region=region)
         away.append(np.sqrt((((found - wanted) / own.std(axis=0)) ** 2).mean()))
     assert away[0] < 0.3
 
 
 def test_what_is_added_is_in_proportion_with_strength_and_gives_way_to_a_later_target(section, demo):
     ids = section.spots.ids
-    first, second = (TowardsEdit(target_spots=tuple(ids[k : k + 8].tolist())) for k in (0, 30))
+    first, second = (Towards(target_spots=tuple(ids[k : k + 8].tolist())) for k in (0, 30))
     request = Request(edits=(first,), counterfactual="off", region=SpotList(ids=tuple(ids[60:62].tolist())))
 
     def added(*edits):
@@ -87,7 +89,7 @@ def test_what_is_added_is_in_proportion_with_strength_and_gives_way_to_a_later_t
     half = first.model_copy(update={"strength": 0.5})
     np.testing.assert_allclose(added(half), added(first) / 2, rtol=1e-5)
     np.testing.assert_allclose(added(first, second), added(second), atol=1e-5)
-    assert added(AddEdit(genes=(str(section.spots.genes.symbols[0]),), log_units=1)) is None
+    assert added(Add(genes=(str(section.spots.genes.symbols[0]),), log_units=1)) is None
 
 
 def test_totals_move_in_proportion_with_strength(section):
@@ -97,8 +99,8 @@ def test_totals_move_in_proportion_with_strength(section):
     row = np.array([int(np.argsort(totals)[len(totals) // 4])])
     goal = np.log(np.median(totals)) + spots.relative_depth[spots.rows(deep)].mean()
     for strength in (0.0, 0.25, 0.5, 1.0):
-        edits = (TowardsEdit(target_spots=deep, strength=strength),)
-        genes = TowardsEdit(target_spots=deep, strength=strength, genes=tuple(spots.genes.symbols.tolist()))
+        edits = (Towards(target_spots=deep, strength=strength),)
+        genes = Towards(target_spots=deep, strength=strength, genes=tuple(spots.genes.symbols.tolist()))
         moved, _ = conditioned_counts(row, section, Request(edits=edits), {})
         still, _ = conditioned_counts(
             row, section, Request(edits=(genes,)), {}
@@ -110,7 +112,7 @@ def test_totals_move_in_proportion_with_strength(section):
 def test_seamless_tissue_between_moved_spots_arrives_too(section, demo):
     spots = section.spots
     group = group_of(section, demo)
-    edit = TowardsEdit(target_spots=tuple(spots.ids[group].tolist()))
+    edit = Towards(target_spots=tuple(spots.ids[group].tolist()))
     (y0, x0), (y1, x1) = spots.yx.min(axis=0), np.median(spots.yx, axis=0)
     ring = ((y0, x0), (y0, x1), (y1, x1), (y1, x0))
     request = Request(edits=(edit,), counterfactual="off", mode="continuous", region=Polygons(rings=(ring,)))

@@ -12,7 +12,8 @@ from napari_stmdit.assemble import Checkpoint, load_checkpoint
 from napari_stmdit.embeddings import PrecomputedEmbeddings
 from napari_stmdit.encoder_sources import MissingEncoder
 from napari_stmdit.errors import CheckpointError, RequestError
-from napari_stmdit.intent import Polygons, Request
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import Polygons
 from napari_stmdit.synthesis.conditions import condition_rows, mixed_counts, shuffled_rows
 from napari_stmdit.synthesis.continuous import WindowConditions
 from napari_stmdit.synthesis.plan import evaluations, plan

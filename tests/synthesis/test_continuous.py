@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 
 from napari_stmdit.assemble import load_checkpoint
+from napari_stmdit.edits import KnockOut
 from napari_stmdit.errors import SynthesisError
-from napari_stmdit.intent import KnockOutEdit, Polygons, Request, SpotList
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import Polygons, SpotList
 from napari_stmdit.synthesis.conditions import EncodedRows
 from napari_stmdit.synthesis.continuous import TileDecoder
 from napari_stmdit.synthesis.plan import plan
-from napari_stmdit.synthesis.session import run, synthesize
+from napari_stmdit.synthesis.session import Session, run, synthesize
 from napari_stmdit.tissue.open import open_section
 
 
@@ -61,7 +63,7 @@ def test_a_place_far_from_the_cut_does_not_depend_on_the_region(tiny_section, ti
 def test_an_edit_changes_the_tissue_where_it_was_painted(tiny_section, tiny_model):
     spots = tiny_section.spots
     left = [str(i) for i, (_, x) in zip(spots.ids, spots.yx, strict=True) if x < 300]
-    edit = KnockOutEdit(genes=("EPCAM", "KRT8", "KRT18"), spots=dict.fromkeys(left, 1.0))
+    edit = KnockOut(genes=("EPCAM", "KRT8", "KRT18"), spots=dict.fromkeys(left, 1.0))
     asked = wish(ring(300, 20, 560, 840)).model_copy(update={"steps": 2})
     before = synthesize(tiny_section, asked, tiny_model)
     asked = asked.model_copy(update={"edits": (edit,), "counterfactual": "off"})
@@ -99,7 +101,7 @@ def test_progress_rises_and_stopping_ends_within_a_batch_of_windows(tiny_section
 def test_a_share_of_a_region_is_refused(tiny_model, tiny_section):
     made = plan(tiny_section, wish(), tiny_model.card)
     with pytest.raises(SynthesisError, match="stays together"):
-        list(run(made, tiny_section, tiny_model, only=[0]))
+        Session(made, tiny_section, tiny_model, only=[0])
 
 
 def test_a_single_spot_works(tiny_section, tiny_model):

@@ -13,10 +13,12 @@ from standins import CropModel, card_for
 from tiny import TINY_GENES
 
 import napari_stmdit as st
+from napari_stmdit.edits import Add, KnockOut, Scale, Towards
 from napari_stmdit.errors import RequestError
 from napari_stmdit.expression.covariation import covariation_of
-from napari_stmdit.intent import AddEdit, KnockOutEdit, Request, ScaleEdit, SpotList, TowardsEdit
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.continuous import MAX_BLOCK, blocks_of, changed_windows, reached_windows
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import synthesize
@@ -44,7 +46,7 @@ def ids(tiny_section):
 def request(ids, *, spots=None, strength=1.0, factor=40.0, **changes):
     """Edit two spots in the middle, and look at a few around them."""
     weights = dict.fromkeys(ids[12:14] if spots is None else spots, 1.0)
-    edit = ScaleEdit(genes=GENES, factor=factor, strength=strength, spots=weights)
+    edit = Scale(genes=GENES, factor=factor, strength=strength, spots=weights)
     given = {"region": SpotList(ids=ids[10:19]), "steps": 3, "edits": (edit,)} | changes
     return Request(**given)
 
@@ -134,7 +136,7 @@ def test_spots_that_are_not_edited_stay_and_edited_ones_fade_at_their_rim(tiny_s
 
 
 def test_beyond_the_windows_that_an_edit_reaches_the_slide_is_untouched(tiny_section, model, ids):
-    result = synthesize(tiny_section, request(ids, mode="continuous", region=st.AllSpots()), model)
+    result = synthesize(tiny_section, request(ids, mode="continuous", region=st.regions.AllSpots()), model)
     windows = result.plan.windows
     touched = np.isin(np.arange(len(ids)), tiny_section.spots.rows(list(ids[12:14])))
     changed = changed_windows(windows, np.arange(len(ids)), touched)
@@ -445,7 +447,7 @@ def change_of(hidden, *edits, mode="spots"):
 
 def test_morphology_moves_as_it_varies_with_the_edited_genes_in_this_section(hidden):
     section, spots = hidden
-    edit = AddEdit(genes=UP, log_units=0.3)
+    edit = Add(genes=UP, log_units=0.3)
     change, result = change_of(hidden, edit)
     smooth = covariation_of(section.spots).smoothed(np.arange(180), np.array([0, 2])).mean(axis=1)
     crops = read_patches(section.slide, [p.source_box for p in plan(section, Request(), CARD).patches], CARD.patch_px)
@@ -457,8 +459,8 @@ def test_morphology_moves_as_it_varies_with_the_edited_genes_in_this_section(hid
 
 
 def test_seamless_tissue_moves_alike(hidden):
-    inside, _ = change_of(hidden, AddEdit(genes=UP, log_units=0.3, spots=None))
-    everywhere = AddEdit(genes=UP, log_units=0.3)
+    inside, _ = change_of(hidden, Add(genes=UP, log_units=0.3, spots=None))
+    everywhere = Add(genes=UP, log_units=0.3)
     section, spots = hidden
     model = Moving(EDITS)
     given = Request(edits=(everywhere,), region=SpotList(ids=tuple(spots)), mode="continuous", steps=2)
@@ -467,7 +469,7 @@ def test_seamless_tissue_moves_alike(hidden):
 
 
 def test_edits_that_nothing_follows_go_by_the_map_and_both_kinds_add_up(hidden):
-    follow, alone = AddEdit(genes=UP, log_units=0.3), KnockOutEdit(genes=("GENE1",), follow="none")
+    follow, alone = Add(genes=UP, log_units=0.3), KnockOut(genes=("GENE1",), follow="none")
     (first, _), (second, result), (both, noted) = (
         change_of(hidden, follow),
         change_of(hidden, alone),
@@ -483,6 +485,6 @@ def test_edits_that_nothing_follows_go_by_the_map_and_both_kinds_add_up(hidden):
 
 def test_what_becomes_another_profile_altogether_is_not_moved_further(hidden):
     section, _ = hidden
-    target = TowardsEdit(target_spots=tuple(section.spots.ids[:10].tolist()))
-    (alone, _), (both, _) = change_of(hidden, target), change_of(hidden, AddEdit(genes=UP, log_units=0.3), target)
+    target = Towards(target_spots=tuple(section.spots.ids[:10].tolist()))
+    (alone, _), (both, _) = change_of(hidden, target), change_of(hidden, Add(genes=UP, log_units=0.3), target)
     np.testing.assert_allclose(both, alone, rtol=1e-3, atol=1e-4)

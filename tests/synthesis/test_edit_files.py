@@ -5,30 +5,22 @@ import pytest
 import yaml
 from standins import CropModel, card_for, make_section
 
+from napari_stmdit.edits import Add, KnockOut, Scale, SetQuantile, Swap, Towards
 from napari_stmdit.errors import RequestError
 from napari_stmdit.expression.profiles import measure_profile, write_profile
-from napari_stmdit.intent import (
-    AddEdit,
-    KnockOutEdit,
-    Request,
-    ScaleEdit,
-    SetQuantileEdit,
-    SpotProfile,
-    SwapEdit,
-    TowardsEdit,
-)
+from napari_stmdit.intent import Request, SpotProfile
 from napari_stmdit.synthesis.conditions import condition_rows
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
 
 EDITS = (
-    ScaleEdit(genes=("GENE1",), factor=2.5, spots={"0x0": 0.3333, "0x2": 1.0}, name="up"),
-    AddEdit(programs=("mine",), log_units=-1),
-    SetQuantileEdit(genes=("GENE2",), quantile=0.9, enabled=False),
-    KnockOutEdit(genes=("GENE3",), strength=0.4),
-    TowardsEdit(target_profile="other", genes=("GENE4",)),
-    TowardsEdit(target_spots=("0x0", "0x2")),
-    SwapEdit(group_a=("0x0",), group_b=("0x2", "0x4")),
+    Scale(genes=("GENE1",), factor=2.5, spots={"0x0": 0.3333, "0x2": 1.0}, name="up"),
+    Add(programs=("mine",), log_units=-1),
+    SetQuantile(genes=("GENE2",), quantile=0.9, enabled=False),
+    KnockOut(genes=("GENE3",), strength=0.4),
+    Towards(target_profile="other", genes=("GENE4",)),
+    Towards(target_spots=("0x0", "0x2")),
+    Swap(group_a=("0x0",), group_b=("0x2", "0x4")),
 )
 
 
@@ -103,4 +95,4 @@ def test_a_program_without_a_gene_of_the_section_is_refused():
     section = make_section()
     card = card_for(tuple(section.spots.genes.symbols.tolist()))
     with pytest.raises(RequestError, match=r"edits\[0\].programs: none of its genes is in this section: hypoxia"):
-        plan(section, Request(edits=(KnockOutEdit(programs=("hypoxia",)),)), card)
+        plan(section, Request(edits=(KnockOut(programs=("hypoxia",)),)), card)

@@ -8,8 +8,9 @@ import pytest
 from standins import CropModel, card_for, make_section
 
 from napari_stmdit.errors import StoreError
-from napari_stmdit.intent import Request, SpotList
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.result import export_result, finished, patch_table
 from napari_stmdit.synthesis.session import synthesize
 
@@ -45,6 +46,23 @@ def test_ome_zarr_lies_in_place(result, tmp_path):
     kept = zarr.open_group(path, mode="r").attrs["stmdit"]
     assert kept == json.loads(json.dumps(dict(result.provenance)))
     assert kept["synthetic"] is True
+
+
+def test_a_result_exports_itself(result, tmp_path):
+    assert result.export(tmp_path / "out", "patches").is_dir()
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 3
+
+
+def test_a_layer_lies_on_its_section(result):
+    """The centre of a pixel, as napari places it, lies where the canvas says, in microns from the slide's corner."""
+    from napari.layers import Layer
+
+    layer = Layer.create(*result.to_layer())
+    assert layer.data is result.rgba and layer.rgb and [str(unit) for unit in layer.units] == ["micrometer"] * 2
+    assert "synthetic" in layer.name.lower() and layer.metadata["provenance"]["synthetic"] is True
+    frame, mpp = result.plan.frame, result.section.mpp
+    expected = [(origin + (at + 0.5) * frame.pixel_size) * mpp for origin, at in zip(frame.origin, (3, 5), strict=True)]
+    np.testing.assert_allclose(layer.data_to_world((3, 5)), expected)
 
 
 def test_ome_tiff_has_its_size_and_provenance(result, tmp_path):

@@ -4,8 +4,9 @@ import torch
 from standins import CropModel, card_for, make_section
 
 from napari_stmdit.errors import SynthesisError, is_out_of_memory
-from napari_stmdit.intent import Polygons, Request, SampleOfSpots
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import Polygons, SampleOfSpots
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import run, synthesize
 

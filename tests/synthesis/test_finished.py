@@ -9,8 +9,9 @@ import pytest
 from standins import NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import StoreError
-from napari_stmdit.intent import Request, SpotList
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.result import export_result, finished, patch_table
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.stored import stored_results

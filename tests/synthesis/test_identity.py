@@ -15,7 +15,8 @@ from tiny import TINY_GENES
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.errors import StoreError
-from napari_stmdit.intent import Request, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.identity import differences, identity_of, recorded_differences
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import open_canvas, synthesize
@@ -235,7 +236,7 @@ def test_an_edit_is_named_by_its_place_and_a_long_value_is_cut():
     now = {"request": {"counterfactual": "off", "edits": [{"factor": 2}, {"factor": 4}]}, "name": "y" * 58}
     assert differences(then, now) == [
         "request.edits[1].factor: 3 then, 4 now",
-        f"name: '{'x' * 59}... then, '{'y' * 58}' now",
+        f"name: '{'x' * 27}...{'x' * 28}' then, '{'y' * 58}' now",
     ]
 
 

@@ -5,10 +5,12 @@ import pytest
 from checkpoints import write_tiny_checkpoint
 from tiny import TINY_GENES
 
+from napari_stmdit.edits import Scale
 from napari_stmdit.encoders.cache import EmbeddingCache
 from napari_stmdit.errors import RequestError
-from napari_stmdit.intent import Request, ScaleEdit, SpotList
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis import live
 from napari_stmdit.synthesis.canvas import MemoryCanvas
 from napari_stmdit.synthesis.live import LiveTissue
@@ -45,9 +47,7 @@ def tissue(tiny_section, model):
 
 def request(weights, strength=1.0, **changes):
     spots = weights if isinstance(weights, dict) else dict.fromkeys(weights, 1.0)
-    return Request(
-        edits=(ScaleEdit(genes=GENES, factor=40.0, strength=strength, spots=spots),), **{"steps": 6} | changes
-    )
+    return Request(edits=(Scale(genes=GENES, factor=40.0, strength=strength, spots=spots),), **{"steps": 6} | changes)
 
 
 def batches(model, monkeypatch):
@@ -249,4 +249,4 @@ def test_only_so_many_spots_in_view_are_shown_and_the_others_counted(tissue, ids
 
 def test_an_edit_that_cannot_be_made_is_refused_as_a_run_refuses_it(tissue, ids):
     with pytest.raises(RequestError, match="NO_SUCH_GENE"):
-        list(tissue.update(Request(edits=(ScaleEdit(genes=("NO_SUCH_GENE",), factor=2, spots={ids[3]: 1.0}),))))
+        list(tissue.update(Request(edits=(Scale(genes=("NO_SUCH_GENE",), factor=2, spots={ids[3]: 1.0}),))))

@@ -9,8 +9,10 @@ from slides import tissue_picture, write_pyramid, write_table
 from standins import CropModel, card_for
 from tiny import TINY_GENES
 
+from napari_stmdit.edits import KnockOut, Scale
 from napari_stmdit.errors import RequestError
-from napari_stmdit.intent import KnockOutEdit, Request, SampleOfSpots, ScaleEdit
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SampleOfSpots
 from napari_stmdit.synthesis.identity import identity_of
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import synthesize
@@ -47,7 +49,7 @@ def test_a_request_that_leaves_expression_open_runs_with_null_and_says_so(sectio
 
 
 def test_what_needs_expression_is_refused_all_at_once(section):
-    edit = KnockOutEdit(genes=("ERBB2",))
+    edit = KnockOut(genes=("ERBB2",))
     with pytest.raises(RequestError) as raised:
         plan(section, Request(region=FEW, expression="shuffled", edits=(edit,)), CARD)
     faults = dict(raised.value.faults)
@@ -77,7 +79,7 @@ def test_predicted_expression_reaches_the_model_and_is_named_with_its_hash(predi
             return super().encode_expression(counts, genes, spots, depth)
 
     model = Watching(CARD)
-    edit = ScaleEdit(genes=("ERBB2",), factor=0.5)
+    edit = Scale(genes=("ERBB2",), factor=0.5)
     result = synthesize(predicted, Request(region=FEW, edits=(edit,)), model)
     assert model.seen[1] == list(TINY_GENES) and (model.seen[0] > 0).all()
     kept = result.provenance["section"]["expression"]
@@ -150,7 +152,7 @@ def test_factors_of_each_spot_stand_in_for_the_counts_that_are_missing(section, 
     assert "expression by embeddings" in result_words(result.plan.request, ("a", "b"), section, False, 1)
     null = synthesize(section, request.model_copy(update={"expression": "null"}), model)
     assert any(NONE in note for note in null.plan.notes) and not np.array_equal(result.rgba, null.rgba)
-    edited = request.model_copy(update={"edits": (ScaleEdit(genes=("ERBB2",), factor=2.0),)})
+    edited = request.model_copy(update={"edits": (Scale(genes=("ERBB2",), factor=2.0),)})
     with pytest.raises(RequestError, match="embeddings computed elsewhere"):
         plan(section, edited, model.card)
     assert "expression_given" not in model.card.model_dump()

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from standins import card_for, make_section
 
+from napari_stmdit.edits import KnockOut
 from napari_stmdit.errors import RequestError
-from napari_stmdit.intent import Guidance, KnockOutEdit, Polygons, Request, SampleOfSpots, SpotList
+from napari_stmdit.intent import Guidance, Request
+from napari_stmdit.regions import Polygons, SampleOfSpots, SpotList
 from napari_stmdit.synthesis.plan import estimate, patch_seed, plan
 from napari_stmdit.types import Calibration, GuidanceScales
 
@@ -80,7 +82,7 @@ def test_all_faults_are_reported_at_once(section):
         mode="continuous",
         region=SpotList(ids=("nowhere",)),
         morphology="elsewhere",
-        edits=(KnockOutEdit(genes=("NOPE",)),),
+        edits=(KnockOut(genes=("NOPE",)),),
     )
     blind = dataclasses.replace(section, calibration=Calibration(None, "unknown", "no scale"))
     with pytest.raises(RequestError) as error:
@@ -106,7 +108,7 @@ def test_a_sample_larger_than_the_section_is_refused(section, card):
 
 def test_genes_of_an_edit_that_the_checkpoint_cannot_see_are_said(section):
     card = card_for(GENES[:30])
-    made = plan(section, Request(edits=(KnockOutEdit(genes=("GENE1", "GENE39")),)), card)
+    made = plan(section, Request(edits=(KnockOut(genes=("GENE1", "GENE39")),)), card)
     assert any("1 of its 2 genes are not read" in note and "GENE39" in note for note in made.notes)
 
 

@@ -8,7 +8,8 @@ from diffusers import AutoencoderTiny, UniPCMultistepScheduler
 from standins import card_for
 from tiny import TINY_GENES
 
-from napari_stmdit import Guidance, Request, SampleOfSpots, load_checkpoint, synthesize
+from napari_stmdit import Guidance, Request, load_checkpoint, synthesize
+from napari_stmdit.regions import SampleOfSpots
 from napari_stmdit.synthesis.identity import differences, identity_of
 from napari_stmdit.synthesis.plan import PRESETS, evaluations, plan, resolve_sampling, resolve_steps
 

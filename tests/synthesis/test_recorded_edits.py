@@ -1,15 +1,14 @@
 import pytest
 
-from napari_stmdit.intent import AddEdit, Request, TowardsEdit
+from napari_stmdit.edits import Add, Towards
+from napari_stmdit.intent import Request
 from napari_stmdit.synthesis.identity import differences
 from napari_stmdit.synthesis.requests import EditFile, as_recorded, read_edit_file, read_request, write_edit_file
 
 
 def recorded() -> dict:
     """A request as the record of a result of an earlier version holds it: every field but the one that there was not."""
-    request = Request(edits=(AddEdit(genes=("A",), log_units=1), TowardsEdit(target_spots=("s",)))).model_dump(
-        mode="json"
-    )
+    request = Request(edits=(Add(genes=("A",), log_units=1), Towards(target_spots=("s",)))).model_dump(mode="json")
     del request["edits"][0]["follow"]
     return request
 
@@ -35,14 +34,14 @@ def test_records_are_told_from_files_that_leave_it_open(tmp_path):
 @pytest.mark.parametrize("follow", ["section", "none"])
 def test_an_edit_file_states_whether_anything_follows(tmp_path, follow):
     path = tmp_path / "edits.yaml"
-    file = EditFile(edits=(AddEdit(genes=("A",), log_units=1, follow=follow), TowardsEdit(target_spots=("s",))))
+    file = EditFile(edits=(Add(genes=("A",), log_units=1, follow=follow), Towards(target_spots=("s",))))
     write_edit_file(file, path)
     assert path.read_text().count(f"follow: {follow}") == 1
     assert read_edit_file(path) == file
 
 
 def test_a_run_is_not_continued_with_other_genes_following():
-    new = Request(edits=(AddEdit(genes=("A",), log_units=1), TowardsEdit(target_spots=("s",))))
+    new = Request(edits=(Add(genes=("A",), log_units=1), Towards(target_spots=("s",))))
     same = new.model_copy(update={"edits": (new.edits[0].model_copy(update={"follow": "none"}), new.edits[1])})
     then = {"request": recorded()}
     assert differences(then, {"request": same.model_dump(mode="json")}) == []

@@ -6,7 +6,9 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from standins import CropModel, card_for, make_section
 
-from napari_stmdit.intent import Request, SpotList, TowardsEdit
+from napari_stmdit.edits import Towards
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.conditions import condition_rows
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import synthesize
@@ -34,7 +36,7 @@ def test_each_patch_is_told_the_depth_of_its_spot_whatever_the_region():
 def test_depth_follows_edits_and_the_shuffled_control():
     section, model = setting()
     target = int(section.spots.relative_depth.argmax())
-    edit = TowardsEdit(target_spots=(section.spots.ids[target],))
+    edit = Towards(target_spots=(section.spots.ids[target],))
     rows = condition_rows(plan(section, Request(edits=(edit,)), model.card), section, model)
     np.testing.assert_allclose(rows.depth, section.spots.relative_depth[target], atol=1e-6)
     shuffled = condition_rows(plan(section, Request(expression="shuffled"), model.card), section, model)

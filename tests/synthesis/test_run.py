@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from standins import CropModel, NoiseModel, card_for, make_section
 
-from napari_stmdit.intent import KnockOutEdit, Request, SampleOfSpots
+from napari_stmdit.edits import KnockOut
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import SampleOfSpots
 from napari_stmdit.synthesis.conditions import shuffled_rows
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import run, synthesize
@@ -89,7 +91,7 @@ def test_expression_is_own_edited_shuffled_or_null(section):
     np.testing.assert_allclose(encoded(), sums)
     assert encoded(expression="null") is None
     gene0 = section.spots.counts[:, 0].toarray().ravel()
-    np.testing.assert_allclose(encoded(edits=(KnockOutEdit(genes=("GENE0",)),)), sums - gene0, rtol=1e-5)
+    np.testing.assert_allclose(encoded(edits=(KnockOut(genes=("GENE0",)),)), sums - gene0, rtol=1e-5)
     shuffled = encoded(expression="shuffled")
     np.testing.assert_allclose(np.sort(shuffled), np.sort(sums))
     np.testing.assert_allclose(shuffled, sums[shuffled_rows(30, 0)])

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_stmdit import Polygons, Request, load_checkpoint, open_sample_section
+from napari_stmdit import Request, load_checkpoint, open_sample_section
+from napari_stmdit.regions import Polygons
 from napari_stmdit.synthesis.continuous import TileDecoder
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import synthesize

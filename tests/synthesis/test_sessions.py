@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from standins import NoiseModel, card_for
 
+from napari_stmdit.edits import Scale
 from napari_stmdit.errors import StoreError
-from napari_stmdit.intent import Request, ScaleEdit, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis import sessions
 from napari_stmdit.synthesis.requests import EditFile
 from napari_stmdit.synthesis.sessions import Session, discard, find_sessions
 from napari_stmdit.tissue.open import SectionSource, open_section
 
-EDITS = EditFile(edits=(ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2"),))
+EDITS = EditFile(edits=(Scale(genes=("ERBB2",), factor=5, name="more ERBB2"),))
 
 
 @pytest.fixture

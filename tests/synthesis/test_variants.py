@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from standins import CropModel, NoiseModel, card_for, make_section
 
+from napari_stmdit.edits import Scale
 from napari_stmdit.errors import RequestError
-from napari_stmdit.intent import Guidance, Request, SampleOfSpots, ScaleEdit, SpotList
+from napari_stmdit.intent import Guidance, Request
 from napari_stmdit.progress import CancelToken
+from napari_stmdit.regions import SampleOfSpots, SpotList
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.variants import (
@@ -20,7 +22,7 @@ from napari_stmdit.synthesis.variants import (
     samples_of,
 )
 
-EDITS = (ScaleEdit(genes=("GENE1",), factor=3, name="a"), ScaleEdit(genes=("GENE2",), factor=0, strength=0.5, name="b"))
+EDITS = (Scale(genes=("GENE1",), factor=3, name="a"), Scale(genes=("GENE2",), factor=0, strength=0.5, name="b"))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ class ShowsExpression(NoiseModel):
 
 def test_a_sheet_runs_its_variants_with_common_noise(section, card):
     model = ShowsExpression(card)
-    request = Request(edits=(ScaleEdit(genes=("GENE1",), factor=30),), seed=3)
+    request = Request(edits=(Scale(genes=("GENE1",), factor=30),), seed=3)
     *_, (sheet, progress) = make_sheet("dose", dose_strip(request, "2x4", doses=4), 4, section, model)
     assert (progress.patches_done, progress.patches_total, progress.fraction) == (4, 4, 1)
     assert [c.label for c in sheet.cells] == ["strength 0.00", "strength 0.33", "strength 0.67", "strength 1.00"]
@@ -145,7 +147,7 @@ def test_a_sheet_can_be_stopped_and_keeps_what_is_done(section, card):
 
 def test_a_faulty_variant_is_refused_before_anything_is_computed(section, card):
     model = NoiseModel(card)
-    edits = (ScaleEdit(genes=("NOWHERE",), factor=2),)
+    edits = (Scale(genes=("NOWHERE",), factor=2),)
     with pytest.raises(RequestError, match="NOWHERE"):
         next(make_sheet("dose", dose_strip(Request(edits=edits), "2x4"), 7, section, model))
     assert not model.batches

@@ -6,7 +6,8 @@ from scipy.spatial import cKDTree
 from standins import card_for, make_section
 
 from napari_stmdit.errors import RequestError
-from napari_stmdit.intent import AllSpots, Polygons, Request, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import AllSpots, Polygons, SpotList
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.windows import field_noise, nearest_spots
 from napari_stmdit.tissue.excluded import exclude

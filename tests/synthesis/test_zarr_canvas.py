@@ -9,8 +9,10 @@ import pytest
 from standins import CropModel, NoiseModel, card_for, make_section
 
 from napari_stmdit.errors import StoreError
-from napari_stmdit.intent import Polygons, Request
+from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken, Progress
+from napari_stmdit.regions import Polygons
+from napari_stmdit.synthesis.models import Pasted
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import Session, open_canvas, run, synthesize
 from napari_stmdit.synthesis.zarr_canvas import PatchStore, from_ranges
@@ -64,9 +66,11 @@ def test_the_order_of_pasting_and_other_processes_do_not_matter(section, model, 
 
 def test_a_shard_is_computed_alone_and_with_its_own_progress(section, model):
     made = plan(section, WHOLE, model.card)
-    updates = list(run(made, section, model, batch=4, only=[3, 5, 20, 21, 22]))
-    assert [p.patch.index for done, _ in updates for p in done] == [3, 5, 20, 21, 22]
-    assert updates[0][1].fraction == 0 and updates[-1][1].fraction == 1
+    events = list(Session(made, section, model, batch=4, only=[3, 5, 20, 21, 22]).steps())
+    pasted = [image.patch.index for event in events if isinstance(event, Pasted) for image in event.images]
+    assert pasted == [3, 5, 20, 21, 22]
+    fractions = [event.fraction for event in events if isinstance(event, Progress)]
+    assert fractions[0] == 0 and fractions[-1] == 1
 
 
 def test_a_stopped_run_goes_on_where_it_was(section, model, tmp_path):

@@ -7,15 +7,18 @@ import pytest
 from standins import CropModel, card_for
 from tiny import TINY_GENES
 
+from napari_stmdit.edits import Add
 from napari_stmdit.errors import RequestError, SectionError
 from napari_stmdit.evaluation.evaluate import open_sections
 from napari_stmdit.expression.profiles import measure_profile
-from napari_stmdit.intent import AddEdit, Polygons, Request, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import Polygons, SpotList
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.requests import read_request
 from napari_stmdit.synthesis.session import synthesize
-from napari_stmdit.tissue.excluded import exclude, without_excluded, write_selections
+from napari_stmdit.tissue.excluded import exclude, without_excluded
 from napari_stmdit.tissue.open import open_section
+from napari_stmdit.tissue.selections import write_selections
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def test_what_is_measured_of_a_section_is_measured_without_them(tiny_section):
 def test_a_run_leaves_them_out_with_a_note(tiny_section, tiny_card):
     ids = tiny_section.spots.ids.tolist()
     section = exclude(tiny_section, {"fold": ids[:4]})
-    edit = AddEdit(genes=(TINY_GENES[0],), log_units=1.0, spots={ids[3]: 1.0, ids[4]: 0.5})
+    edit = Add(genes=(TINY_GENES[0],), log_units=1.0, spots={ids[3]: 1.0, ids[4]: 0.5})
     request = Request(region=SpotList(ids=tuple(ids[2:8])), edits=(edit,), counterfactual="off")
     made = plan(section, request, tiny_card)
     assert [patch.spot_id for patch in made.patches] == ids[4:8]

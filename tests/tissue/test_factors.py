@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 from standins import CropModel, card_for
 
+from napari_stmdit.edits import Scale
 from napari_stmdit.errors import RequestError, SectionError
-from napari_stmdit.intent import Request, ScaleEdit, SpotList
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.tissue.alignment import check_alignment
@@ -57,7 +59,7 @@ def test_positions_without_counts_have_factors_for_expression(made, tiny_folder,
 def test_they_are_synthesized_from_edited_and_kept_in_a_result(made, tiny_folder, tmp_path):
     section = open_section(tiny_folder, factors=made[0] / "types.csv")
     ids = tuple(section.spots.ids[:2].tolist())
-    request = Request(region=SpotList(ids=ids), edits=(ScaleEdit(genes=("muscle",), factor=2.0, follow="none"),))
+    request = Request(region=SpotList(ids=ids), edits=(Scale(genes=("muscle",), factor=2.0, follow="none"),))
     result = synthesize(section, request, CropModel(card_for(NAMES)))
     assert result.complete
     result.save(tmp_path / "out.zarr")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.intent import Polygons
+from napari_stmdit.regions import Polygons
 from napari_stmdit.tissue import geometry
 from napari_stmdit.tissue.spaceranger import read_positions
 

@@ -124,7 +124,8 @@ def test_a_set_is_chosen_by_its_path_and_cells_ask_for_a_scale(tmp_path):
 def test_a_store_of_cells_alone_opens_and_its_result_is_saved(tmp_path):
     from standins import CropModel, card_for
 
-    from napari_stmdit import Request, SampleOfSpots, synthesize
+    from napari_stmdit import Request, synthesize
+    from napari_stmdit.regions import SampleOfSpots
 
     section = open_section(store(tmp_path / "s.zarr", cells()), mpp=MPP)
     result = synthesize(section, Request(region=SampleOfSpots(count=2), steps=1), CropModel(card_for(("A", "B"))))

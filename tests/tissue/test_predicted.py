@@ -151,7 +151,8 @@ def test_positions_of_another_scale_are_refused(tmp_path, pyramid, grid, change,
 def test_a_store_of_a_predicted_run_keeps_the_fractions_and_says_so(tmp_path, pyramid, grid):
     from standins import CropModel, card_for
 
-    from napari_stmdit.intent import Request, SampleOfSpots
+    from napari_stmdit.intent import Request
+    from napari_stmdit.regions import SampleOfSpots
     from napari_stmdit.synthesis.session import synthesize
 
     table = write_table(tmp_path / "t.h5ad", grid.yx)

@@ -15,8 +15,9 @@ from standins import CropModel, card_for
 from tiny import TINY_GENES, TINY_MPP
 from tiny_fixtures import tiny_checkpoint  # noqa: F401
 
-from napari_stmdit import Request, SampleOfSpots, synthesize
+from napari_stmdit import Request, synthesize
 from napari_stmdit.errors import SectionError
+from napari_stmdit.regions import SampleOfSpots
 from napari_stmdit.synthesis.stored import stored_results
 from napari_stmdit.tissue.open import SectionSource, open_section, synthesis_fault
 

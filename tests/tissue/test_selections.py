@@ -8,8 +8,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.intent import AddEdit, KnockOutEdit, ScaleEdit
-from napari_stmdit.tissue.excluded import perturbation_of, read_annotations, read_selections, write_selections
+from napari_stmdit.tissue.selections import read_annotations, write_selections
 from napari_stmdit.types import Genes, SpotTable
 
 
@@ -45,7 +44,7 @@ def test_outlines_hold_the_selected_spots_and_no_other(spots, tmp_path, seed):
     chosen = np.random.default_rng(seed).random(64) < 0.5
     ids = tuple(spots.ids[chosen].tolist())
     write_selections(spots, {"tumour": ids}, tmp_path / "s.geojson")
-    assert read_selections(spots, tmp_path / "s.geojson") == {"tumour": ids}
+    assert read_annotations(spots, tmp_path / "s.geojson").selections == {"tumour": ids}
 
 
 def test_neighbours_share_one_outline(spots, tmp_path):
@@ -63,7 +62,7 @@ def test_classes_of_annotations_become_selections_and_holes_are_kept(spots, tmp_
         feature([square(5000, 5000, 10)], classification={"name": "elsewhere"}),
     ]
     (tmp_path / "a.geojson").write_text(json.dumps(content))
-    found = read_selections(spots, tmp_path / "a.geojson")
+    found = read_annotations(spots, tmp_path / "a.geojson").selections
     assert set(found) == {"Tumor", "vessel"} and found["vessel"] == (spots.ids[63],)
     assert spots.ids[27] not in found["Tumor"] and spots.ids[0] in found["Tumor"] and len(found["Tumor"]) > 4
 
@@ -72,7 +71,7 @@ def test_regions_written_with_y_first_are_noticed(spots, tmp_path):
     ring = [(y, x) for x, y in square(*spots.yx[5], 40)]  # feature() writes its second number first
     (tmp_path / "a.geojson").write_text(json.dumps(feature([ring])))
     with pytest.raises(SectionError, match=r"with x and y changed over they would hold 1"):
-        read_selections(spots, tmp_path / "a.geojson")
+        read_annotations(spots, tmp_path / "a.geojson")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_regions_written_with_y_first_are_noticed(spots, tmp_path):
 def test_what_is_no_geojson_is_refused_in_a_sentence(spots, tmp_path, text, said):
     (tmp_path / "a.geojson").write_text(text)
     with pytest.raises(SectionError, match=said):
-        read_selections(spots, tmp_path / "a.geojson")
+        read_annotations(spots, tmp_path / "a.geojson")
 
 
 def test_loupe_gets_barcodes_and_names(spots, tmp_path):
@@ -116,13 +115,6 @@ def test_what_cannot_be_written_is_refused(spots, tmp_path, selections, name, sa
     with pytest.raises(SectionError, match=said):
         write_selections(spots, selections, tmp_path / name)
     assert not (tmp_path / name).exists()
-
-
-def test_factors_of_genes_are_a_perturbation(spots):
-    edits = [ScaleEdit(genes=("A", "B"), factor=2), KnockOutEdit(genes=("C",)), ScaleEdit(genes=("A",), factor=3)]
-    assert perturbation_of(edits, "T cell") == {"T cell": {"A": 6.0, "B": 2.0, "C": 0.0}}
-    with pytest.raises(SectionError, match="cannot be written as a factor"):
-        perturbation_of([AddEdit(genes=("A",), log_units=1)], "T cell")
 
 
 def test_regions_that_hold_far_more_with_x_and_y_changed_over_are_said_so(spots, tmp_path):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from foreign import convert, elsewhere, foreign  # noqa: F401 # fixtures
 
-from napari_stmdit import Request, SampleOfSpots, load_checkpoint, synthesize
+from napari_stmdit import Request, load_checkpoint, synthesize
 from napari_stmdit.errors import RequestError
+from napari_stmdit.regions import SampleOfSpots
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.latents import load_cache
 from napari_stmdit.training.objective import objective_of

@@ -88,7 +88,7 @@ def test_a_part_of_a_section_shows_neither_spots_nor_pixels_of_the_rest(tiny_sec
 def test_spots_under_excluded_regions_are_not_trained_on(table_section, tmp_path):
     import yaml
 
-    from napari_stmdit.tissue.excluded import write_selections
+    from napari_stmdit.tissue.selections import write_selections
     from napari_stmdit.training.config import load_config
     from napari_stmdit.training.sections import open_sections
 

@@ -7,7 +7,7 @@ import pytest
 from napari.components import ViewerModel
 from standins import make_section
 
-from napari_stmdit.intent import AddEdit
+from napari_stmdit.edits import Add
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.section_view import grown, neighbours
@@ -177,7 +177,7 @@ def test_a_program_is_the_weighted_mean_of_the_genes_that_are_there(section):
 def test_measured_edited_and_change_are_told_apart(section):
     values = SpotValues(section.spots)
     chosen = section.spots.ids[:4].tolist()
-    edited = Edited((AddEdit(genes=("GENE1",), log_units=1.5, spots=dict.fromkeys(chosen, 1.0)),))
+    edited = Edited((Add(genes=("GENE1",), log_units=1.5, spots=dict.fromkeys(chosen, 1.0)),))
     measured = values.of(Colouring("GENE1"), edited)[0]
     after, _ = values.of(Colouring("GENE1", show="edited"), edited)
     change, scale = values.of(Colouring("GENE1", show="change"), edited)

@@ -7,8 +7,8 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_stmdit.tissue.alignment import oriented
-from napari_stmdit.tissue.excluded import write_selections
 from napari_stmdit.tissue.open import open_sample_section, open_section
+from napari_stmdit.tissue.selections import write_selections
 from napari_stmdit.ui import manifest
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import known_presenter, presenter_of

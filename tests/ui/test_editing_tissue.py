@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 
-from napari_stmdit.intent import Request, ScaleEdit, SpotList
+from napari_stmdit.edits import Scale
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.plan import evaluations, plan
 from napari_stmdit.synthesis.variants import guidance_grid
 from napari_stmdit.tissue.crops import read_patches
@@ -22,7 +24,7 @@ GENES = ("ERBB2", "KRT8", "MKI67", "EPCAM")
 
 
 def edit_of(ids, **changes):
-    return ScaleEdit(genes=GENES, factor=40.0, spots=dict.fromkeys(ids[12:14], 1.0), **changes)
+    return Scale(genes=GENES, factor=40.0, spots=dict.fromkeys(ids[12:14], 1.0), **changes)
 
 
 @pytest.fixture(autouse=True)

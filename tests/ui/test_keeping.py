@@ -5,13 +5,13 @@ import pytest
 from models_for_ui import Tinted
 from napari.components import ViewerModel
 
-from napari_stmdit.intent import ScaleEdit
+from napari_stmdit.edits import Scale
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.tissue.store_entries import list_results
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.presenter import Presenter
 
-EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
+EDIT = Scale(genes=("ERBB2",), factor=5, name="more ERBB2")
 
 
 @pytest.fixture

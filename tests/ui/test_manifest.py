@@ -109,7 +109,8 @@ def test_what_the_reader_returns_can_be_shown(kind, request):
 
 
 def test_a_store_with_results_shows_them_where_they_were_made(tmp_path, tiny_section, crop_model):
-    from napari_stmdit.intent import Request, SpotList
+    from napari_stmdit.intent import Request
+    from napari_stmdit.regions import SpotList
     from napari_stmdit.synthesis.session import synthesize
     from napari_stmdit.ui.layers import make, result_layer
 

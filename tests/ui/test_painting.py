@@ -10,8 +10,8 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 from standins import CropModel, card_for
 
+from napari_stmdit.edits import KnockOut, Swap, Towards
 from napari_stmdit.errors import RequestError
-from napari_stmdit.intent import KnockOutEdit, SwapEdit, TowardsEdit
 from napari_stmdit.types import Genes, SpotTable
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.painting import History
@@ -280,7 +280,7 @@ def test_edits_belong_to_their_section_and_survive_a_corrected_scale(presenter, 
 
 
 def test_a_request_from_elsewhere_can_be_undone(presenter):
-    edit = KnockOutEdit(genes=("VIM",))
+    edit = KnockOut(genes=("VIM",))
     presenter.state.request = presenter.state.request.model_copy(update={"edits": (edit,)})
     assert presenter.state.undoable == (True, False)
     presenter.painting.undo()
@@ -356,7 +356,7 @@ def test_files_of_edits_sets_and_profiles(presenter, tmp_path):
     state.request = kept.model_copy(update={"edits": (), "programs": {}, "profiles": {}})
     files.load(str(tmp_path / "edits.yaml"))
     assert state.request == kept
-    assert isinstance(state.request.edits[0], TowardsEdit)
+    assert isinstance(state.request.edits[0], Towards)
     for bad, do in (("x.yaml", files.load), ("x.gmt", files.import_gmt), ("x.json", files.import_profile)):
         (tmp_path / bad).write_text("nonsense")
         do(str(tmp_path / bad))
@@ -366,7 +366,7 @@ def test_files_of_edits_sets_and_profiles(presenter, tmp_path):
 
 
 def test_an_edit_that_lost_its_profile_does_not_break_the_colours(presenter):
-    edit = TowardsEdit(target_profile="gone", genes=("KRT8",))
+    edit = Towards(target_profile="gone", genes=("KRT8",))
     presenter.state.request = presenter.state.request.model_copy(update={"edits": (edit,)})
     presenter.colour(Colouring("KRT8", show="change"))
     assert presenter.state.colour_scale.fault == ""
@@ -459,7 +459,7 @@ def test_another_sections_programs_do_not_change_what_edits_put_away_mean(
 def test_the_form_of_a_swap_keeps_the_weights_of_its_members(presenter):
     ids = presenter.state.section.spots.ids.tolist()
     weights = {ids[0]: 0.25, ids[3]: 0.5}
-    swap = SwapEdit(group_a=ids[:2], group_b=ids[3:5], genes=("KRT8",), spots=weights)
+    swap = Swap(group_a=ids[:2], group_b=ids[3:5], genes=("KRT8",), spots=weights)
     state = presenter.state
     state.request = state.request.model_copy(update={"edits": (swap,)})
     presenter.painting.choose(0)

@@ -7,13 +7,13 @@ from napari.components import ViewerModel
 from standins import NoiseModel, card_for
 from tiny import TINY_GENES
 
-from napari_stmdit.intent import KnockOutEdit, ScaleEdit
+from napari_stmdit.edits import KnockOut, Scale
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.compare import camera_of, grid_of, scale_bar_of
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.state import RunStatus
 
-EDIT = ScaleEdit(genes=("ERBB2",), factor=5, name="more ERBB2")
+EDIT = Scale(genes=("ERBB2",), factor=5, name="more ERBB2")
 
 
 @pytest.fixture
@@ -330,7 +330,7 @@ def test_renaming_keeps_saying_that_it_is_synthetic(presenter, by_hand):
 
 
 def test_run_again_gives_the_same_pixels(presenter, by_hand):
-    number = run(presenter, by_hand, edits=(EDIT, KnockOutEdit(genes=("KRT8",), strength=0.3)), seed=12)
+    number = run(presenter, by_hand, edits=(EDIT, KnockOut(genes=("KRT8",), strength=0.3)), seed=12)
     presenter.state.request = presenter.state.request.model_copy(update={"seed": 1, "edits": ()})
     assert presenter.runs.run_again(number)
     by_hand.finish()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 
-from napari_stmdit.intent import KnockOutEdit, Request
+from napari_stmdit.edits import KnockOut
+from napari_stmdit.intent import Request
 from napari_stmdit.synthesis import canvas
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.jobs import start_inline
@@ -67,7 +68,7 @@ def test_seamless_tissue_belongs_to_the_spots_of_its_region_and_not_to_those_its
 
 
 def test_a_dose_strip_of_seamless_tissue_shows_patches_of_the_spot(viewer, presenter):
-    knock = KnockOutEdit(genes=("EPCAM",))
+    knock = KnockOut(genes=("EPCAM",))
     presenter.state.request = Request(mode="continuous", steps=1, edits=(knock,))
     presenter.sheets.dose_strip(presenter.state.selected[0])
     sheet = presenter.state.sheet

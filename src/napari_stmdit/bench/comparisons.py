@@ -23,13 +23,15 @@ from torch import Tensor
 from ..assemble import Checkpoint, load_checkpoint
 from ..devices import WAITING, choose_device
 from ..editing import NOISE_BYTES
+from ..edits import Towards
 from ..encoders.cache import EmbeddingCache
 from ..errors import StmditError
-from ..intent import Polygons, Preset, Request, SpotList, TowardsEdit
+from ..intent import Preset, Request
 from ..model.autoencoder import decode_latents
 from ..model.guidance import Branch, combine
 from ..model.inference import ConditionTensors, combined, repeat_conditions
 from ..model.sampling import denoise, model_input, model_time, ready
+from ..regions import Polygons, SpotList
 from ..synthesis.plan import PRESETS, plan
 from ..synthesis.session import run, synthesize
 from ..tissue.open import open_sample_section
@@ -320,7 +322,7 @@ def precisions(name: str, section: Section, device: str, rounds: int, count: int
     works: dict[str, Callable[[], Any]] = {}
     for dtype in ("float32", name_of(fast)):
         model = load_checkpoint(name, device=device, dtype=dtype)
-        made = plan(section, request_for(model.card, count), model.card)
+        made = plan(section, request_for(model.card, count), model)
 
         def work(dtype: str = dtype, model: Checkpoint = model, made: Any = made) -> None:
             done = [patch for patches, _ in run(made, section, model) for patch in patches]
@@ -363,7 +365,7 @@ def editing(checkpoint: Checkpoint, section: Section, rounds: int) -> dict[str, 
     square = ((y - half, x - half), (y - half, x + half), (y + half, x + half), (y + half, x - half))
     painted = spots.ids[(np.abs(spots.yx - (y, x)) <= half).all(axis=1)].tolist()
     target = tuple(spots.ids[np.argsort(spots.relative_depth)[:12]].tolist())
-    edit = TowardsEdit(name="bench", target_spots=target, spots=dict.fromkeys(painted, 1.0))
+    edit = Towards(name="bench", target_spots=target, spots=dict.fromkeys(painted, 1.0))
     about: dict[str, Any] = {"edits": (edit,), "counterfactual": "on", "allow_gene_mismatch": True}
     requests = {
         "region": Request(region=Polygons(rings=(square,)), mode="continuous", **about),
@@ -499,11 +501,6 @@ def _load() -> float | None:
 
 
 def _work(checkpoint: str, count: int, asked: IO[str], answers: IO[str]) -> None:
-    from ..assemble import load_checkpoint
-    from ..synthesis.session import synthesize
-    from ..tissue.open import open_sample_section
-    from .stages import request_for
-
     section, model = open_sample_section(), load_checkpoint(checkpoint, device="cpu")
     request = request_for(model.card, count, "draft")
     for _ in asked:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..assemble import Checkpoint
 from ..devices import decoder_on
-from ..intent import CheckpointCard, Preset, Request, SampleOfSpots
+from ..intent import CheckpointCard, Preset, Request
 from ..model.autoencoder import decode_images, decode_latents, latent_channels, spatial_factor
 from ..model.guidance import Branch, branches
 from ..model.inference import ConditionTensors, prediction
 from ..model.transformer import STMDiTTransformer2D
 from ..progress import BATCH
+from ..regions import SampleOfSpots
 from ..synthesis.canvas import MemoryCanvas
 from ..synthesis.plan import plan
 from ..tissue.crops import read_patches
@@ -385,7 +386,7 @@ def around(checkpoint: Checkpoint, section: Section, seconds: float, batch: int 
     """Time the stages around the network: planning, reading and encoding the conditions of a batch, pasting a patch."""
     device = torch.device(checkpoint.device)
     request = request_for(checkpoint.card, batch)
-    made = plan(section, request, checkpoint.card)
+    made = plan(section, request, checkpoint)
     rows = [patch.row for patch in made.patches]
     boxes = [patch.source_box for patch in made.patches]
     image, spots, card = section.slide, section.spots, checkpoint.card

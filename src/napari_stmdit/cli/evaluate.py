@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import RequestError, StmditError
-from ..progress import BATCH
+from ..progress import BATCH, CancelToken
 from ._common import (
     AllowGeneMismatch,
     Batch,
@@ -134,7 +134,6 @@ def evaluate(
     """
     from ..assemble import load_checkpoint
     from ..evaluation.evaluate import evaluate as evaluate_checkpoint
-    from ..progress import CancelToken
 
     if not sections:
         raise StmditError(
@@ -186,7 +185,6 @@ def evaluate_result(
 ) -> None:
     """Compare results with the tissue that they were made from, and report with intervals what may be claimed."""
     from ..evaluation.results import evaluate_result as run_evaluation
-    from ..progress import CancelToken
 
     if not result.expanduser().exists() or (result / "stmdit.json").is_file():
         raise StmditError(

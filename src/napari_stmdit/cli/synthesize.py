@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import StmditError
-from ..progress import BATCH
+from ..progress import BATCH, CancelToken
 from ._common import (
     AllowGeneMismatch,
     Batch,
@@ -148,7 +148,6 @@ def synthesize(
     What is finished is kept in OUTPUT.unfinished as the run goes on, and moved into the store at its end.
     """
     from ..assemble import load_checkpoint
-    from ..progress import CancelToken
     from ..synthesis.requests import merge
     from ..synthesis.session import synthesize as run_request
     from ..synthesis.session import unfinished_folder
@@ -289,7 +288,6 @@ def batch(
 
     Exit code 0 where all is done, 1 where a job failed (the others are done), 2 on a bad job file, 130 on interrupt.
     """
-    from ..progress import CancelToken
     from ..scale.batch import ClusterRunner, LocalRunner, exit_code, read_jobs, run_batch, table
     from ..scale.cluster import check_choice, connect
 

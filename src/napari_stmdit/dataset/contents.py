@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..assemble import checkpoint_folder
+from ..edits import Swap, Towards
 from ..errors import CheckpointError, SectionError, StmditError, StoreError
 from ..expression.changes import Profile, spot_weights
-from ..intent import Request, SwapEdit, TowardsEdit
+from ..intent import Request
 from ..model.folder import read_folder, read_profile_depths, read_profiles
 from ..synthesis.conditions import conditioned_counts, mixed_counts, shuffled_rows
 from ..synthesis.result import NO_PATCH, Finished, Result, finished, place_of
@@ -394,7 +395,7 @@ def edits_at(request: Request, spots: Mapping[str, float]) -> list[dict[str, Any
     found = []
     for number, edit in enumerate(request.edits):
         members = set(spots)
-        if isinstance(edit, SwapEdit):
+        if isinstance(edit, Swap):
             members &= {*edit.group_a, *edit.group_b}
         own = spot_weights(edit, list(members)).tolist()
         weight = round(sum(spots[spot] * value for spot, value in zip(members, own, strict=True)), 6)
@@ -604,7 +605,7 @@ def checkpoint_facts(made: Finished, checkpoint: str | Path | None = None) -> Ch
 
 def _profiles_needed(request: Request) -> list[str]:
     """Return the checkpoint's profiles that the edits of a request move towards."""
-    named = {edit.target_profile for edit in request.edits if isinstance(edit, TowardsEdit) and edit.enabled}
+    named = {edit.target_profile for edit in request.edits if isinstance(edit, Towards) and edit.enabled}
     return sorted(profile for profile in named if profile is not None and profile not in request.profiles)
 
 

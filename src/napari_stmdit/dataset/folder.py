@@ -38,7 +38,7 @@ from ..storage.atomic import (
 from ..synthesis.identity import differences
 from ..synthesis.result import Finished
 from ..synthesis.session import unfinished_folder
-from ..text import some_of
+from ..text import capitalised, some_of
 from ..tissue.export import NEW, SLIDE, SYNTHETIC_SLIDE, Label, label_of_result, png_of
 from ..tissue.spatialdata_store import quiet
 from .contents import COLUMNS, FACTS, CheckpointFacts, Contents, Slide, as_arrow, condition_of
@@ -506,11 +506,7 @@ def _opening(contents: Contents) -> str:
         else ""
     )
     statement = contents.section.expression.statement
-    also += (
-        f"\n>\n> {statement[0].upper()}{statement[1:]}. Where this card says 'measured', read that."
-        if statement
-        else ""
-    )
+    also += f"\n>\n> {capitalised(statement)}. Where this card says 'measured', read that." if statement else ""
     return f"""# {_title(contents)}
 
 > **Synthetic images, made by a generative model. Not for diagnosis.** They are for research, show what a model made of numbers, and are no

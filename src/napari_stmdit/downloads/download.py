@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from .. import __version__
 from ..errors import DownloadError
 from ..files import BadFile, is_offline, read_json
-from ..intent import Intent
+from ..frozen import Frozen
 from ..progress import CancelToken, DownloadProgress, Stopwatch
 from ..storage.atomic import digest, hold, write_text
 from .places import Entry, download_directory, find_reference
@@ -28,14 +28,14 @@ _BLOCK = 1 << 20
 _REPORT_S = 0.1
 
 
-class FileRecord(Intent):
+class FileRecord(Frozen):
     """SHA-256 and bytes of one file."""
 
     sha256: str
     size: int
 
 
-class DownloadRecord(Intent):
+class DownloadRecord(Frozen):
     """Record of a download (``download.json``): source, date, terms and hashes.
 
     Attributes
@@ -134,17 +134,16 @@ def download(
     with _held(folder):
         if source_folder is None:
             remotes = _look_up_all(entry, endpoint, token, cancel)
-            sizes = {remote.name: remote.size for remote in remotes}
-            _check_ours(entry, folder, force, lambda name: (folder / name).stat().st_size == sizes[name])
-            parts = _fetch_all(entry, remotes, token, _Report(on_progress, sum(r.size for r in remotes)), cancel)
-            revision = remotes[0].revision
+            sizes, revision = {remote.name: remote.size for remote in remotes}, remotes[0].revision
         else:
             places = _places(entry, Path(source_folder))
-            sizes = {name: place.stat().st_size for name, place in places.items()}
-            _check_ours(entry, folder, force, lambda name: (folder / name).stat().st_size == sizes[name])
-            total = sum(sizes.values())
-            parts = _copy_all(entry, places, _Report(on_progress, total), cancel)
-            revision = None
+            sizes, revision = {name: place.stat().st_size for name, place in places.items()}, None
+        _check_ours(entry, folder, force, lambda name: (folder / name).stat().st_size == sizes[name])
+        report = _Report(on_progress, sum(sizes.values()))
+        if source_folder is None:
+            parts = _fetch_all(entry, remotes, token, report, cancel)
+        else:
+            parts = _copy_all(entry, places, report, cancel)
         hashes = dict(zip(entry.files, (part.sha256 for part in parts), strict=True))
         _check_ours(entry, folder, force, lambda name: digest(folder / name) == hashes[name])
         record = _record(entry, parts, revision, source_folder)
@@ -295,10 +294,6 @@ def _check_hash(part: PartFile, expected: str | None, remedy: str) -> None:
 def _record(
     entry: Entry, parts: list[PartFile], revision: str | None, source_folder: str | Path | None
 ) -> DownloadRecord:
-    try:
-        software = f"napari-stmdit {version('napari-stmdit')}"
-    except PackageNotFoundError:  # a checkout that was never installed
-        software = "napari-stmdit"
     return DownloadRecord(
         name=entry.name,
         source=entry.source,
@@ -311,7 +306,7 @@ def _record(
         licence=entry.licence,
         terms=entry.terms,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        software=software,
+        software=f"napari-stmdit {__version__}",
     )
 
 

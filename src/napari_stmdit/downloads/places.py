@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from platformdirs import user_data_path
 from pydantic import Field, field_validator, model_validator
 
-from ..intent import Intent
+from ..frozen import Frozen
 
 WITHIN_PACKAGE = "package:"
 """Prefix of a source in the package's own data, which several of its checkpoints share."""
@@ -21,7 +21,7 @@ PACKAGE_DATA = Path(__file__).resolve().parents[1] / "data"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-class Reference(Intent):
+class Reference(Frozen):
     """Component that a checkpoint needs and does not contain (``reference.json``).
 
     Attributes

@@ -8,13 +8,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..intent import CheckpointCard, Edit, Guidance, Intent, Request, SpotList, SpotProfile, Weight
+from ..edits import Edit
+from ..frozen import Frozen, Weight
+from ..intent import CheckpointCard, Guidance, Request, SpotProfile
+from ..regions import SpotList
 
 MIN_SPOTS = 8
 """Minimum number of spots of an interval."""
 
 
-class EvaluationRequest(Intent):
+class EvaluationRequest(Frozen):
     """Request of an evaluation, without checkpoint and sections.
 
     ``spots`` are drawn with the seed, evenly over the sections; ``seeds`` is the number of images per spot and case. ``feature_spaces`` are names

@@ -12,13 +12,15 @@ from typing import Any, Literal, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..edits import KnockOut, Towards
 from ..encoders.morphology_map import fit_morphology_trend
 from ..encoders.regression import compact_folds
 from ..errors import RequestError
 from ..expression.covariation import covariation_of
 from ..expression.programs import known_programs
-from ..intent import KnockOutEdit, Polygons, Request, TowardsEdit
+from ..intent import Request
 from ..progress import Batches, CancelToken, Progress, Stopwatch, finish, mapped
+from ..regions import Polygons
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.continuous import changed_windows, reached_windows
@@ -191,7 +193,7 @@ class CounterfactualCheck:
     def __post_init__(self) -> None:
         spots, card = self.section.spots, self.model.card
         wanted = Request(steps=self.request.steps, allow_gene_mismatch=self.request.allow_gene_mismatch)
-        edit = KnockOutEdit(genes=(str(spots.genes.symbols[0]),))
+        edit = KnockOut(genes=(str(spots.genes.symbols[0]),))
         if (reason := counterfactual_fault(wanted.model_copy(update={"edits": (edit,)}), card)) is not None:
             raise RequestError([("parts", f"counterfactual: {reason}")])
         self.plan: Plan = plan(self.section, wanted, card)  # refuses what cannot be synthesized from
@@ -555,7 +557,7 @@ class CounterfactualCheck:
         here = real[weights > 0].mean()
         ends = order[:tenth], order[-tenth:]
         far = max(ends, key=lambda rows: abs(real[rows].mean() - here))
-        edit = TowardsEdit(target_spots=tuple(spots.ids[far].tolist()), spots=painted)
+        edit = Towards(target_spots=tuple(spots.ids[far].tolist()), spots=painted)
         height, width = (n * self.section.slide.pixel_size for n in self.section.slide.shape)
         low = np.maximum(middle - REACH_UM / mpp, 0)
         high = np.minimum(middle + REACH_UM / mpp, (height, width))

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..assemble import load_checkpoint
+from ..edits import Towards
 from ..errors import StoreError
 from ..expression.changes import Profile
 from ..expression.genes import match_genes
 from ..expression.normalise import cp10k_log1p
-from ..intent import CheckpointCard, Polygons, Request, TowardsEdit
+from ..intent import CheckpointCard, Request
 from ..progress import Progress
+from ..regions import Polygons
 from ..storage.atomic import write_text
 from ..synthesis.result import Result, finished
 from ..synthesis.session import synthesize
@@ -100,7 +102,7 @@ def demo_request(
     ring = ((y - half, x - half), (y - half, x + half), (y + half, x + half), (y + half, x - half))
     haematoxylin = [haematoxylin_density(crop) for crop in crops_at(section, spots.yx, card)]
     pale = spots.ids[np.argsort(haematoxylin)[:PALE_SPOTS]].tolist()
-    edit = TowardsEdit(name=f"towards {TARGET}", target_spots=tuple(pale), spots=painted)
+    edit = Towards(name=f"towards {TARGET}", target_spots=tuple(pale), spots=painted)
     request = Request(
         section="sample",
         region=Polygons(rings=(ring,)),

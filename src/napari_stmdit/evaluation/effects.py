@@ -12,12 +12,14 @@ from scipy.ndimage import gaussian_filter, minimum_filter, uniform_filter
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
+from ..edits import Add, Towards
 from ..encoders.regression import compact_folds, ridge_weights
 from ..expression.changes import Measured
 from ..expression.edits import apply_edits, edited_depths
 from ..expression.following import following
-from ..intent import AddEdit, CheckpointCard, Polygons, Request, TowardsEdit
+from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
+from ..regions import Polygons
 from ..synthesis.canvas import MemoryCanvas, boxes_around
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan
@@ -204,7 +206,7 @@ class SmoothedLevels:
         self, rows: NDArray[np.int64], genes: Sequence[str], by: float, follow: Literal["section", "none"]
     ) -> tuple[csr_matrix, NDArray[np.float32], Array | None]:
         """Return counts (rows, g) and depth (rows,) of spots after an edit that raises these genes, and how far it moves factors, (rows, k)."""
-        edits = (AddEdit(genes=tuple(genes), log_units=by, follow=follow),)
+        edits = (Add(genes=tuple(genes), log_units=by, follow=follow),)
         counts = apply_edits(rows, self.spots, edits, {}, {})
         along = following(rows, self.spots.ids[rows].tolist(), self.spots, edits, {})
         return counts, edited_depths(rows, self.spots, edits, {}, {}), None if along is None else along.moves()
@@ -391,7 +393,7 @@ def crop_given(
     top, left, bottom, right = (v * pixel for v in (y0 - CELL, x0 - CELL, y1 + CELL, x1 + CELL))  # whole cells
     request = Request(
         region=Polygons(rings=(((top, left), (top, right), (bottom, right), (bottom, left)),)),
-        edits=(TowardsEdit(target_spots=(str(ids[other]),)),),
+        edits=(Towards(target_spots=(str(ids[other]),)),),
         mode="continuous",
         steps=steps,
         counterfactual="on",

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..edits import Towards
 from ..errors import RequestError, SectionError, StmditError, first_line
 from ..expression.genes import gather_counts, match_genes
-from ..intent import TowardsEdit
 from ..progress import BATCH, CancelToken, Progress, finish, mapped
 from ..storage.fingerprint import of_arrays
 from ..synthesis.conditions import Conditions
@@ -109,7 +109,7 @@ def choose_spots(sections: Sequence[Section], model: PatchModel, request: Evalua
 
 def _plan(one: SpotSet, case: Case, request: EvaluationRequest, seed: int, model: PatchModel) -> Plan:
     try:
-        return make_plan(one.section, case.request(request, one.ids, seed, model.card.name), model.card)
+        return make_plan(one.section, case.request(request, one.ids, seed, model.card.name), model)
     except RequestError as error:
         raise RequestError([(f"{one.section.name}: {place}", text) for place, text in error.faults]) from None
 
@@ -131,7 +131,7 @@ def _with_edits(
     notes.append(
         f"the edit moves expression towards the checkpoint's profile {chosen!r}, the one farthest from the sections' mean"
     )
-    return request.model_copy(update={"edits": (TowardsEdit(name=f"towards {chosen}", target_profile=chosen),)})
+    return request.model_copy(update={"edits": (Towards(name=f"towards {chosen}", target_profile=chosen),)})
 
 
 def _across(

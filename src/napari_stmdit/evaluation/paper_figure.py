@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from ..edits import Swap
 from ..errors import StoreError
 from ..expression.changes import active_edits, spot_weights
 from ..files import user_path
-from ..intent import SwapEdit
 from ..storage.atomic import replacing
 from ..synthesis.result import Finished, Result, finished
 from ..synthesis.stored import StoredResult
+from ..text import capitalised
 from ..tissue.crops import read_patches
 from ..tissue.export import Label, label_of_result, labelled
 from .measures import stain_density
@@ -141,7 +142,7 @@ def _panels(made: Finished, label: Label, px: int) -> list[_Panel]:
         colours = (_PALE + ramp[:, None] * np.subtract(_FULL, _PALE)).round().astype(np.uint8)
         picture = _edit_map(made, window, min(MAX_PX, px))
         panels.append(_Panel(picture, caption, window_um, colours, {0.0: "0", 1.0: "1"}))
-    kind = f"{label.title[0].upper()}{label.title[1:]}. Not for diagnosis"
+    kind = f"{capitalised(label.title)}. Not for diagnosis"
     panels.append(_Panel(window.after, kind, window_um))
     if made.provenance.get("counterfactual"):
         change = _change(window)
@@ -328,7 +329,7 @@ def _edit_map(made: Finished, window: Window, px: int) -> NDArray[np.uint8]:
     weights = np.zeros(len(ids))
     for edit in active_edits(made.request.edits):
         own = spot_weights(edit, ids)
-        if isinstance(edit, SwapEdit):
+        if isinstance(edit, Swap):
             own = np.where(np.isin(spots.ids, [*edit.group_a, *edit.group_b]), own, 0)
         weights = np.maximum(weights, own)
     pale = 255 - (255 - window.before.astype(np.float32)) * 0.35

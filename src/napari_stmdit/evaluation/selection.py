@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError, StoreError
 from ..files import user_path
-from ..intent import Request, SpotList
+from ..intent import Request
 from ..progress import CancelToken, Progress
+from ..regions import SpotList
 from ..storage.atomic import write_text
 from ..synthesis.canvas import MemoryCanvas
 from ..synthesis.models import PatchModel
@@ -24,7 +25,7 @@ from ..synthesis.result import NO_PATCH, Finished, Result, finished
 from ..synthesis.session import Session
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import baseline_of, noise_key, sample_seed
-from ..text import counted
+from ..text import capitalised, counted
 from ..tissue.crops import read_patches
 from ..types import Section
 from .measures import STATISTICS, statistics_of
@@ -382,7 +383,7 @@ def with_chance(effect: EditEffect, chance: Chance, draws: int = DRAWS) -> EditE
 def _synthesized(
     request: Request, section: Section, model: PatchModel, cancel: CancelToken | None
 ) -> Iterator[tuple[Patches | None, Progress]]:
-    plan = make_plan(section, request, model.card)
+    plan = make_plan(section, request, model)
     session = Session(plan, section, model, MemoryCanvas(plan.frame), cancel=cancel)
     progress: Progress | None = None
     for event in session.steps():
@@ -439,7 +440,7 @@ def _named(key: str) -> tuple[str, int]:
     if key == "pixels":
         return "Change of a pixel (grey levels)", 1
     name = STATISTICS[key]
-    return {"nuclei": "Nuclei (per mm²)"}.get(key, name[0].upper() + name[1:]), MEASURES[key]
+    return {"nuclei": "Nuclei (per mm²)"}.get(key, capitalised(name)), MEASURES[key]
 
 
 def _interval(facts: Mapping[str, Any]) -> Interval:

@@ -293,12 +293,6 @@ def _timm(name: str, file: Path) -> FeatureSpace:
 # ------------------------------------------------------------------------------------------------- distances between sets
 
 
-def quarters(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut (n, h, w, 3) patches into quarters, (4n, h / 2, w / 2, 3): more samples for a distance between sets."""
-    y, x = patches.shape[1] // 2, patches.shape[2] // 2
-    return np.concatenate([patches[:, :y, :x], patches[:, :y, x:], patches[:, y:, :x], patches[:, y:, x:]])
-
-
 @dataclass(frozen=True)
 class Frame:
     """Standardised principal components of a reference set: ``mean`` (d,) and ``axes`` (d, k)."""
@@ -359,13 +353,13 @@ def kernel_distance(a: Array, b: Array, paired: bool = False) -> float:
     return float(_kernel_distances(a, b, ones[0], ones[1], paired)[0])
 
 
-def kernel_distance_draws(a: Array, b: Array, weights: Array, paired: bool = True) -> Array:
+def kernel_distance_draws(a: Array, b: Array, weights: Array) -> Array:
     """Return `kernel_distance` of every bootstrap sample of the spots, (draws,), both sets drawn together.
 
     A spot is never compared with its own copy in a sample, so that repeats do not make a set look alike.
     """
-    _check_sets(a, b, paired)
-    return _kernel_distances(a, b, weights, weights, paired)
+    _check_sets(a, b, True)
+    return _kernel_distances(a, b, weights, weights, True)
 
 
 def _check_sets(a: Array, b: Array, paired: bool) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..intent import AddEdit, Edit, KnockOutEdit, ScaleEdit, SetQuantileEdit, SwapEdit, TableEdit, TowardsEdit
+from ..edits import Add, Edit, KnockOut, Scale, SetQuantile, Swap, Table, Towards
 from ..types import Genes, SpotTable
 from .edit_tables import EditTable, read_edit_table
 from .genes import match_genes, target_columns
@@ -179,18 +179,18 @@ def changes_of(
         weights = gene_weights(edit, programs)
         names, totals = tuple(weights), measured.totals
         targets: list[tuple[frozenset[str] | None, _Target]]
-        if isinstance(edit, TowardsEdit) and edit.target_profile is not None:
+        if isinstance(edit, Towards) and edit.target_profile is not None:
             name, profile = edit.target_profile, profiles[edit.target_profile]
             columns, mean = _profile_columns(profile, measured.genes, names)
             totals = measured.shares[name] if name in measured.shares else measured.share(profile)
             targets = [(None, _towards(mean))]
-        elif isinstance(edit, TableEdit):
+        elif isinstance(edit, Table):
             table = read_edit_table(edit)
             columns, own = target_columns(table.genes, measured.genes, names)
             targets = [(frozenset(table.ids), _to_table(table, own, measured))]
         else:
             columns = columns_of(names, measured.genes) if names else np.arange(len(measured.genes))
-            if isinstance(edit, SwapEdit):
+            if isinstance(edit, Swap):
                 a, b = (measured.mean_levels(columns, measured.rows(ids)) for ids in (edit.group_a, edit.group_b))
                 targets = [(frozenset(edit.group_a), _shifted(b - a)), (frozenset(edit.group_b), _shifted(a - b))]
             else:
@@ -242,15 +242,15 @@ def _to_table(table: EditTable, own: Columns, measured: Measured) -> _Target:
 
 def _target(edit: Edit, measured: Measured, columns: Columns) -> _Target:
     match edit:
-        case ScaleEdit():
+        case Scale():
             return lambda x, *_: np.log1p(np.expm1(x) * np.float32(edit.factor))
-        case AddEdit():
+        case Add():
             return _shifted(np.asarray(edit.log_units, dtype=np.float32))
-        case KnockOutEdit():
+        case KnockOut():
             return lambda x, *_: np.zeros_like(x)
-        case SetQuantileEdit():
+        case SetQuantile():
             return _towards(np.quantile(measured.levels(columns), edit.quantile, axis=0).astype(np.float32))
-        case TowardsEdit():
+        case Towards():
             return _towards(measured.mean_levels(columns, measured.rows(edit.target_spots)))
         case _:
             raise AssertionError(edit)

@@ -1,6 +1,7 @@
 """Tables that other tools predict for the spots of a section, one row a spot, to be applied as an edit.
 
-Models of perturbations (SpatialProp, CONCERT, SpaceTravLR) write what expression would become; an edit brings it to the tissue.
+Models of perturbations (SpatialProp, CONCERT, SpaceTravLR) write what expression would become; an edit brings it to the tissue. The other way, edits are
+written as they take them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..errors import GeneError
+from ..edits import Edit, KnockOut, Scale, Table
+from ..errors import GeneError, first_line
 from ..files import user_path
-from ..intent import TableEdit
 from ..storage import fingerprint
 from ..types import SpotTable
 from .genes import match_genes
@@ -76,7 +77,7 @@ class EditTable:
         return np.asarray(np.log1p(np.expm1(levels) * share[:, None]), dtype=np.float32)
 
 
-def read_edit_table(edit: TableEdit) -> EditTable:
+def read_edit_table(edit: Table) -> EditTable:
     """Read the table of an edit, once while it does not change.
 
     Raises
@@ -99,13 +100,13 @@ def read_edit_table(edit: TableEdit) -> EditTable:
     return _read(str(path), digest, edit.unit, edit.layer, edit.baseline)
 
 
-def signed(edit: TableEdit) -> TableEdit:
+def signed(edit: Table) -> Table:
     """Return an edit that states the SHA-256 of its table; unchanged where the table cannot be read."""
     path = user_path(edit.table)
     return edit.model_copy(update={"sha256": fingerprint.of_file(path)}) if not edit.sha256 and path.is_file() else edit
 
 
-def table_fault(edit: TableEdit, spots: SpotTable) -> str | None:
+def table_fault(edit: Table, spots: SpotTable) -> str | None:
     """Return why the table of an edit cannot be applied to a section, or None where it can."""
     try:
         table = read_edit_table(edit)
@@ -121,7 +122,7 @@ def table_fault(edit: TableEdit, spots: SpotTable) -> str | None:
     return None
 
 
-def table_note(edit: TableEdit, spots: SpotTable) -> str:
+def table_note(edit: Table, spots: SpotTable) -> str:
     """Say how much of a section the table of an edit covers; the table must be without fault."""
     table = read_edit_table(edit)
     shared = sum(spot in table.ids for spot in spots.ids.tolist())
@@ -144,6 +145,30 @@ def layers_of(path: str | Path) -> tuple[str, ...]:
     if not _is_hdf5(file):
         return ()
     return _layers(_open(file))
+
+
+def perturbation_of(edits: Sequence[Edit], name: str) -> dict[str, dict[str, float]]:
+    """Return the gene factors of edits as SpatialProp takes them: ``{group: {gene: factor}}``.
+
+    Raises
+    ------
+    GeneError
+        An edit does something else than multiply genes, or names programs.
+    """
+    factors: dict[str, float] = {}
+    for edit in edits:
+        if not edit.enabled:
+            continue
+        if not isinstance(edit, Scale | KnockOut) or edit.programs or edit.strength != 1:
+            raise GeneError(
+                f"the edit {edit.name or edit.operation!r} cannot be written as a factor a gene; only scaling and knocking out genes at full "
+                "strength can"
+            )
+        for gene in edit.genes:
+            factors[gene] = factors.get(gene, 1.0) * (edit.factor if isinstance(edit, Scale) else 0.0)
+    if not factors:
+        raise GeneError("no edit multiplies a gene; there is nothing to write")
+    return {name: factors}
 
 
 def _layers(table: Any) -> tuple[str, ...]:
@@ -232,9 +257,7 @@ def _open(path: Path) -> Any:
     try:
         return anndata.read_h5ad(path)
     except Exception as error:  # noqa: BLE001 - whatever a damaged file makes h5py and anndata raise
-        raise GeneError(
-            f"{path.name} cannot be read as an .h5ad: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+        raise GeneError(f"{path.name} cannot be read as an .h5ad: {first_line(error)}") from None
 
 
 def _matrix(table: Any, layer: str, name: str) -> csr_matrix:
@@ -258,9 +281,7 @@ def _read_text(path: Path) -> tuple[list[str], list[str], csr_matrix]:
         separator = csv.Sniffer().sniff(head, delimiters=",\t;").delimiter if head.strip() else ","
         frame = pd.read_csv(path, sep=separator, index_col=0, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise GeneError(
-            f"{path.name} cannot be read as a table of spots by genes: {str(error).splitlines()[0]}"
-        ) from None
+        raise GeneError(f"{path.name} cannot be read as a table of spots by genes: {first_line(error)}") from None
     if frame.empty:
         raise GeneError(f"{path.name} is empty; expected a header of gene names and a row a spot")
     text = next((str(column) for column, kind in frame.dtypes.items() if kind.kind not in "iufb"), None)

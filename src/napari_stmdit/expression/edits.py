@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
-from ..intent import Edit, SwapEdit, TableEdit, TowardsEdit
+from ..edits import Edit, Swap, Table, Towards
 from ..storage.atomic import write_text
 from ..text import shorten, some_of
 from ..types import Genes, SpotTable
@@ -139,7 +139,7 @@ def moved_totals(
     Parameters are those of `edited_depths`; all other edits leave totals alone.
     """
     own = rows if sources is None else sources
-    towards = [edit for edit in active_edits(edits) if isinstance(edit, TowardsEdit) and whole_profile_edit(edit)]
+    towards = [edit for edit in active_edits(edits) if isinstance(edit, Towards) and whole_profile_edit(edit)]
     if not towards:
         return np.ones(len(rows), dtype=np.float32)
     totals = totals_of(spots.counts.astype(np.float32))
@@ -163,18 +163,18 @@ def _moved(
         if not whole_profile_edit(edit):
             continue
         weights = spot_weights(edit, ids)
-        if isinstance(edit, TowardsEdit):
+        if isinstance(edit, Towards):
             target = _target_depth(edit, spots, profiles)
             if target is not None:
                 depth += weights * (target - depth)
-        elif isinstance(edit, SwapEdit):
+        elif isinstance(edit, Swap):
             means = {group: float(measured[spots.rows(group)].mean()) for group in (edit.group_a, edit.group_b)}
             for group, other in ((edit.group_a, edit.group_b), (edit.group_b, edit.group_a)):
                 depth += np.isin(ids, group) * weights * np.float32(means[other] - means[group])
     return depth
 
 
-def _target_depth(edit: TowardsEdit, spots: SpotTable, profiles: Mapping[str, Profile]) -> float | None:
+def _target_depth(edit: Towards, spots: SpotTable, profiles: Mapping[str, Profile]) -> float | None:
     if edit.target_profile is not None:
         return profiles[edit.target_profile].depth
     return float(spots.relative_depth[spots.rows(edit.target_spots)].mean())
@@ -182,7 +182,7 @@ def _target_depth(edit: TowardsEdit, spots: SpotTable, profiles: Mapping[str, Pr
 
 def whole_profile_edit(edit: Edit) -> bool:
     """Return whether an edit moves the whole profile, naming no gene."""
-    return isinstance(edit, TowardsEdit | SwapEdit) and not edit.genes and not edit.programs
+    return isinstance(edit, Towards | Swap) and not edit.genes and not edit.programs
 
 
 def mix_depths(weights: Any, depth: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -205,7 +205,7 @@ def faults_of(
         if edit.enabled and edit.spots is not None and not edit.spots:
             faults.append((f"{place}.spots", "names no spot; leave 'spots' out for every spot, or disable the edit"))
         groups: list[tuple[str, Sequence[str]]] = [("spots", tuple(edit.spots or ()))]
-        if isinstance(edit, TowardsEdit):
+        if isinstance(edit, Towards):
             groups.append(("target_spots", edit.target_spots))
             if edit.target_profile is not None and edit.target_profile not in profiles:
                 choice = ", ".join(profiles) or "none"
@@ -215,9 +215,9 @@ def faults_of(
                         f"{edit.target_profile!r} is unknown; request and checkpoint have: {choice}",
                     )
                 )
-        if isinstance(edit, SwapEdit):
+        if isinstance(edit, Swap):
             groups += [("group_a", edit.group_a), ("group_b", edit.group_b)]
-        if isinstance(edit, TableEdit) and edit.enabled and (fault := table_fault(edit, spots)) is not None:
+        if isinstance(edit, Table) and edit.enabled and (fault := table_fault(edit, spots)) is not None:
             faults.append((f"{place}.table", fault))
         for name, ids in groups:
             strangers = [spot for spot in ids if spot not in known]

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..intent import Edit
+from ..edits import Edit
+from ..text import some_of
 from ..types import Genes, SpotTable
 from .changes import (
     Measured,
@@ -239,16 +240,18 @@ class Reach:
     def warning(self) -> str:
         """Sentence on genes without effect; empty where there are none."""
         if self.missing and len(self.missing) == self.named:
-            return f"this section has none of its genes ({_some(self.missing)})"
+            return f"this section has none of its genes ({some_of(self.missing, 4)})"
         parts = []
         if self.missing:
-            parts.append(f"{_share(self.missing, self.named)} not in this section ({_some(self.missing)})")
+            parts.append(f"{_share(self.missing, self.named)} not in this section ({some_of(self.missing, 4)})")
         if self.followed:
             return "; ".join(parts)
         if self.unread and len(self.unread) == self.named:
-            parts.append(f"the checkpoint reads none of its genes ({_some(self.unread)}): the image will not change")
+            parts.append(
+                f"the checkpoint reads none of its genes ({some_of(self.unread, 4)}): the image will not change"
+            )
         elif self.unread:
-            parts.append(f"{_share(self.unread, self.named)} not read by the checkpoint ({_some(self.unread)})")
+            parts.append(f"{_share(self.unread, self.named)} not read by the checkpoint ({some_of(self.unread, 4)})")
         return "; ".join(parts)
 
 
@@ -325,7 +328,3 @@ def program_reach(program: Mapping[str, float], spots: SpotTable, checkpoint_gen
 
 def _share(names: Sequence[str], total: int) -> str:
     return f"{len(names)} of {total} genes {'is' if len(names) == 1 else 'are'}"
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -256,14 +256,14 @@ class Abduction:
     states
         (steps + 1, b, c, h, w), or (steps + 1, c, H, W) of a canvas: y at each node, data first.
     slopes
-        (steps + 1, items, c, h, w): f of each item at each node. None: a prediction recomputes them, in twice the time.
+        (steps + 1, items, c, h, w): f of each item at each node.
     """
 
     path: OdePath
     layout: Layout
     conditions: ConditionTensors
     states: Tensor
-    slopes: Tensor | None
+    slopes: Tensor
 
     @property
     def latents(self) -> Tensor:
@@ -275,24 +275,16 @@ class Abduction:
         """Noise of the latents, of about unit spread and the same shape."""
         return self.path.latents(self.path.steps, self.states[-1]) / self.path.noise[-1]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of states and slopes."""
-        return sum(part.numel() * part.element_size() for part in (self.states, self.slopes) if part is not None)
-
     def thinned(self, nodes: Sequence[int]) -> Abduction:
         """Return the same path at some of its nodes, data and noise among them: a prediction takes fewer calls, and is coarser."""
         kept, path = list(nodes), self.path
         rows = (tuple(row[node] for node in kept) for row in (path.tau, path.signal, path.noise))
-        slopes = None if self.slopes is None else self.slopes[kept]
-        return replace(
-            self, path=OdePath(path.kind, path.timesteps[kept], *rows), states=self.states[kept], slopes=slopes
-        )
+        thin = OdePath(path.kind, path.timesteps[kept], *rows)
+        return replace(self, path=thin, states=self.states[kept], slopes=self.slopes[kept])
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return plain arrays for `restored`."""
-        kept = {"states": self.states.numpy()}
-        return kept if self.slopes is None else kept | {"slopes": self.slopes.numpy()}
+        return {"states": self.states.numpy(), "slopes": self.slopes.numpy()}
 
 
 def restored(
@@ -308,16 +300,16 @@ def restored(
     SynthesisError
         The arrays do not fit the conditions and the layout.
     """
-    states = torch.from_numpy(np.ascontiguousarray(arrays["states"], dtype=np.float32))
-    slopes = arrays.get("slopes")
-    kept = None if slopes is None else torch.from_numpy(np.ascontiguousarray(slopes, dtype=np.float32))
+    states, slopes = (
+        torch.from_numpy(np.ascontiguousarray(arrays[name], dtype=np.float32)) for name in ("states", "slopes")
+    )
     place = layout or Separate()
     count = _count(states[0], conditions, place)
-    if kept is not None and tuple(kept.shape[:2]) != (len(states), count):
+    if tuple(slopes.shape[:2]) != (len(states), count):
         raise SynthesisError(
-            f"The kept slopes are of {tuple(kept.shape[:2])} nodes and items, expected {(len(states), count)}."
+            f"The kept slopes are of {tuple(slopes.shape[:2])} nodes and items, expected {(len(states), count)}."
         )
-    return Abduction(ode_path(scheduler, len(states) - 1), place, conditions, states, kept)
+    return Abduction(ode_path(scheduler, len(states) - 1), place, conditions, states, slopes)
 
 
 def abduct(
@@ -329,7 +321,6 @@ def abduct(
     layout: Layout | None = None,
     steps: int = STEPS,
     batch: int | Batches = 16,
-    keep_slopes: bool = True,
 ) -> Work[Abduction]:
     """Take real latents to their noise, unguided, in steps + 1 sweeps over all items.
 
@@ -349,8 +340,6 @@ def abduct(
         From data to noise, and back.
     batch
         Items at once, halved where memory does not suffice, or shared `Batches`. Results depend on it by rounding alone.
-    keep_slopes
-        Whether to keep the slopes, which take steps + 1 times the memory of all items.
 
     Raises
     ------
@@ -372,12 +361,11 @@ def abduct(
     def slope(node: int, state: Tensor) -> Work[Tensor]:
         found = yield from network.slopes(node, layout.cut(state, items), items, progress)
         states.append(state)
-        if keep_slopes:
-            slopes.append(found)
+        slopes.append(found)
         return layout.join(found, items, state)
 
     yield from _integrate(slope, range(steps + 1), path.tau, data)
-    return Abduction(path, layout, conditions, torch.stack(states), torch.stack(slopes) if keep_slopes else None)
+    return Abduction(path, layout, conditions, torch.stack(states), torch.stack(slopes))
 
 
 def predict(
@@ -638,7 +626,7 @@ class _ChangeSlope:
         self._edited = _Network(transformer, abduction.path, edited, batch)
         self._measured = _Network(transformer, abduction.path, abduction.conditions, batch)
         nodes, twice = abduction.path.steps + 1, bool(differs.any())
-        self._progress = _Sweeps(nodes * (1 + twice + (abduction.slopes is None)) - (twice and on_path))
+        self._progress = _Sweeps(nodes * (1 + twice) - (twice and on_path))
 
     def slope(self, node: int, change: Tensor) -> Work[Tensor]:
         """Return the w-weighted edited slope minus the slope of the path, joined over items."""
@@ -646,10 +634,7 @@ class _ChangeSlope:
         progress = self._progress
         own = layout.cut(state + change, items)
         found = yield from self._edited.slopes(node, own, items, progress)
-        if self._abduction.slopes is None:
-            kept = yield from self._measured.slopes(node, layout.cut(state, items), items, progress)
-        else:
-            kept = self._abduction.slopes[node, items]
+        kept = self._abduction.slopes[node, items]
         if len(differing := self._differing):
             if self._on_path and node == self._abduction.path.steps:  # nothing has changed yet
                 plain = kept[differing]

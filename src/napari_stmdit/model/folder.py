@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..downloads.places import Reference
 from ..errors import CheckpointError, table
-from ..intent import CheckpointCard, validated
+from ..frozen import validated
+from ..intent import CheckpointCard
 from ..storage.fingerprint import of_folder
 from ..text import shown
 from .checkpoint import load_transformer

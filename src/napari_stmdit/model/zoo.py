@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from ..downloads.places import Entry, Reference, find_reference
 from ..errors import CheckpointError
-from ..intent import validated
+from ..frozen import validated
 from ..storage.fingerprint import of_file, of_files
 from .reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES, read_settings
 

@@ -17,8 +17,10 @@ from pydantic import Field, ValidationError, model_validator
 from ..assemble import Checkpoint, load_checkpoint
 from ..errors import RequestError, StmditError, StoreError, first_line
 from ..files import BadFile, user_path
-from ..intent import Intent, Region, Request
+from ..frozen import Frozen
+from ..intent import Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
+from ..regions import Region
 from ..synthesis.identity import identity_of, recorded_differences
 from ..synthesis.models import KnownModel
 from ..synthesis.plan import plan as make_plan
@@ -60,7 +62,7 @@ class SectionEntry(SectionSource):
     region: Region | Filled | None = None
 
 
-class JobFile(Intent):
+class JobFile(Frozen):
     """Contents of a job file.
 
     ``edits``: name of a result -> contents or path of an edit file; an empty list for the measured expression. ``request``: what all jobs
@@ -476,7 +478,7 @@ def _already_there(job: Job, section: Section, model: KnownModel) -> Outcome | N
     if not store.exists() or element not in list_results(store):
         return None
     _, _, record = read_result(store, element)
-    found = recorded_differences(record, identity_of(make_plan(section, job.request, model.card), section, model))
+    found = recorded_differences(record, identity_of(make_plan(section, job.request, model), section, model))
     if found:
         raise StoreError(
             f"{store} already holds {element}, which was made of another request or of other inputs:\n  "

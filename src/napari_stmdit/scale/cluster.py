@@ -231,7 +231,7 @@ def synthesize_shared(
     from .work import Task
 
     model = remote_checkpoint(client, request.checkpoint, device, dtype)
-    plan = make_plan(section, request, model.card)
+    plan = make_plan(section, request, model)
     identity = identity_of(plan, section, model)
     # workers of several kinds would choose differently, and none could go on for another
     dtype = str(model.provenance["dtype"])

@@ -134,7 +134,7 @@ class SharedRun(WorkerPlugin):
     @cached_property
     def _prepared(self) -> tuple[Section, Plan]:
         section, checkpoint = self.task.source.open(), self.checkpoint
-        plan = make_plan(section, self.task.request, checkpoint.card)
+        plan = make_plan(section, self.task.request, checkpoint)
         if self.task.identity is not None:
             found = differences(self.task.identity, identity_of(plan, section, checkpoint))
             if found:

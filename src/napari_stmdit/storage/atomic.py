@@ -96,7 +96,7 @@ def hold(file: Path, wait_s: float = 0.0) -> BaseFileLock | None:
     return lock
 
 
-def take_lock(folder: Path, name: str = LOCK, wait_s: float = 0.0) -> BaseFileLock:
+def take_lock(folder: Path) -> BaseFileLock:
     """Hold a folder until the lock is released or the process ends.
 
     Raises
@@ -105,7 +105,7 @@ def take_lock(folder: Path, name: str = LOCK, wait_s: float = 0.0) -> BaseFileLo
         Another process holds it, or it cannot be written to.
     """
     with explained(folder):
-        lock = hold(folder / name, wait_s)
+        lock = hold(folder / LOCK)
     if lock is None:
         raise StoreError(f"another process is at work in {folder}; wait for it, or stop it")
     return lock

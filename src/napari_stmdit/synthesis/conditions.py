@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from ..edits import Towards
 from ..expression.changes import Profile, active_edits, spot_weights
 from ..expression.edits import apply_edits, edited_depths, mix_depths, whole_profile_edit
 from ..expression.following import following, follows
@@ -18,7 +19,7 @@ from ..expression.genes import match_genes
 from ..expression.normalise import counts_from, totals_of
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
-from ..intent import Request, TowardsEdit
+from ..intent import Request
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Section, SpotTable
 from .canvas import boxes_around
@@ -67,7 +68,7 @@ def arrivals(
     ids = section.spots.ids[rows].tolist()
     found: NDArray[np.float32] | None = None
     for edit in active_edits(request.edits):
-        if not isinstance(edit, TowardsEdit) or not whole_profile_edit(edit):
+        if not isinstance(edit, Towards) or not whole_profile_edit(edit):
             continue
         weights = spot_weights(edit, ids)[:, None]
         if found is not None:
@@ -81,7 +82,7 @@ def arrivals(
 
 
 def _missing_mean(
-    row: int, edit: TowardsEdit, section: Section, model: PatchModel, profiles: Mapping[str, Profile]
+    row: int, edit: Towards, section: Section, model: PatchModel, profiles: Mapping[str, Profile]
 ) -> NDArray[np.float32] | None:
     """Return the mean encoding (d,) of a target's spots minus the encoding of a spot moved there in counts."""
     spots = section.spots

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from ..text import shown
 from ..tissue.identity import Boxes, section_identity
 from ..types import Plan, Section
 from .conditions import shared_morphology_boxes
@@ -53,7 +54,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = dict(_leaves(_complete(then, now))), dict(_leaves(now))
     places = list(dict.fromkeys([*old, *new]))
     return [
-        f"{place}: {_short(old.get(place))} then, {_short(new.get(place))} now"
+        f"{place}: {shown(old.get(place), 60)} then, {shown(new.get(place), 60)} now"
         for place in places
         if old.get(place) != new.get(place)
     ]
@@ -138,8 +139,3 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(part, f"{place}[{number}]")
     else:
         yield place, list(value) if isinstance(value, tuple) else value
-
-
-def _short(value: Any, most: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= most else text[:most] + "..."

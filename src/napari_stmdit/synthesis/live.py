@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..edits import Swap
 from ..expression.changes import active_edits, spot_weights
-from ..intent import Request, SpotList, SwapEdit
+from ..intent import Request
 from ..progress import CancelToken
+from ..regions import SpotList
 from ..types import CanvasFrame, Patch, PatchResult, Plan, Section
 from .canvas import boxes_around, even
 from .conditions import Conditions, condition_rows
@@ -127,7 +129,7 @@ class LiveTissue:
                 yield self._picture(0, hidden)
             return
         changes = {"region": SpotList(ids=wanted), "mode": "spots", "counterfactual": "on"}
-        plan = make_plan(self.section, request.model_copy(update=changes), self.model.card)
+        plan = make_plan(self.section, request.model_copy(update=changes), self.model)
         try:
             for words in follow_steps(self.section, self.model.card, self.model):
                 tell(words)
@@ -204,7 +206,7 @@ class LiveTissue:
         ids = self.section.spots.ids.tolist()
         acts = np.zeros(len(ids), dtype=bool)
         for edit in active_edits(request.edits):
-            members = {*edit.group_a, *edit.group_b} if isinstance(edit, SwapEdit) else None
+            members = {*edit.group_a, *edit.group_b} if isinstance(edit, Swap) else None
             own = spot_weights(edit, ids) > 0
             acts |= own if members is None else own & np.array([spot in members for spot in ids])
         rows = np.flatnonzero(acts if in_view is None else acts & in_view)

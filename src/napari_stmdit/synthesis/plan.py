@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..edits import Swap, Table
 from ..errors import RequestError
 from ..expression.changes import active_edits, edited_genes
 from ..expression.edit_tables import signed, table_note
@@ -18,19 +19,9 @@ from ..expression.edits import faults_of
 from ..expression.following import following_fault, following_notes, follows
 from ..expression.genes import match_genes
 from ..expression.programs import known_programs
-from ..intent import (
-    AllSpots,
-    CheckpointCard,
-    Guidance,
-    Polygons,
-    Preset,
-    Request,
-    SampleOfSpots,
-    SpotList,
-    SwapEdit,
-    TableEdit,
-)
+from ..intent import CheckpointCard, Guidance, Preset, Request
 from ..model.guidance import branches
+from ..regions import AllSpots, Polygons, SampleOfSpots, SpotList
 from ..text import shorten, some_of
 from ..tissue.excluded import without_excluded
 from ..tissue.geometry import spots_in_polygons
@@ -39,6 +30,7 @@ from ..types import CanvasFrame, GuidanceScales, Patch, Plan, Sampling, Section,
 from .canvas import BYTES_PER_PIXEL, Box, boxes_around
 from .conditions import spot_rows
 from .continuous import changed_windows, reached_windows
+from .models import KnownModel
 from .windows import place_windows, windows_fault
 
 MIN_STEPS = 4
@@ -123,7 +115,7 @@ def patch_seed(run_seed: int, spot_id: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1  # generators take signed 64-bit seeds
 
 
-def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
+def plan(section: Section, request: Request, checkpoint: KnownModel | CheckpointCard) -> Plan:
     """Resolve a request against a section and a checkpoint.
 
     Parameters
@@ -132,8 +124,8 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
         From `napari_stmdit.open_section`.
     request
         Request of the user.
-    card
-        The checkpoint's card.
+    checkpoint
+        From `napari_stmdit.load_checkpoint`, or its card alone.
 
     Returns
     -------
@@ -145,6 +137,7 @@ def plan(section: Section, request: Request, card: CheckpointCard) -> Plan:
     RequestError
         With every fault, each with the field it belongs to.
     """
+    card = checkpoint if isinstance(checkpoint, CheckpointCard) else checkpoint.card
     faults: list[tuple[str, str]] = []
     request = without_excluded(section, request)
     request = _resolved(section, request, card, faults)
@@ -187,7 +180,7 @@ def _resolved(section: Section, request: Request, card: CheckpointCard, faults: 
     Without counts, an unstated ``expression`` becomes null, with a note; a stated one is a fault.
     """
     if section.expression.kind != "none" or card.expression_given:
-        edits = tuple(signed(edit) if isinstance(edit, TableEdit) else edit for edit in request.edits)
+        edits = tuple(signed(edit) if isinstance(edit, Table) else edit for edit in request.edits)
         return request if edits == request.edits else request.model_copy(update={"edits": edits})
     what, way_out = (
         "this section",
@@ -432,7 +425,7 @@ def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> lis
         )
     if request.expression == "null" or not card.genes:
         return notes
-    notes += [table_note(edit, section.spots) for edit in active_edits(request.edits) if isinstance(edit, TableEdit)]
+    notes += [table_note(edit, section.spots) for edit in active_edits(request.edits) if isinstance(edit, Table)]
     return notes + following_notes(section.spots, request.edits, programs, card.genes)
 
 
@@ -495,7 +488,7 @@ def edited_places(plan: Plan, ids: NDArray[Any] | None = None) -> frozenset[int]
     touched = np.zeros(len(rows), dtype=bool)
     for edit in plan.request.edits:
         if edit.enabled and edit.strength > 0:
-            named = (*edit.group_a, *edit.group_b) if isinstance(edit, SwapEdit) else edit.spots
+            named = (*edit.group_a, *edit.group_b) if isinstance(edit, Swap) else edit.spots
             touched |= True if ids is None or named is None else np.isin(ids[rows], list(named))
     if plan.windows is None:
         return frozenset(rows[touched].tolist())

@@ -9,15 +9,18 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
+from ..edits import Edit
 from ..errors import GeneError, RequestError
 from ..expression.profiles import read_profile
 from ..expression.programs import read_gmt
 from ..files import BadFile, read_yaml, user_path
-from ..intent import Edit, Intent, Request, SpotProfile, Weight
+from ..frozen import Frozen, Weight
+from ..intent import Request, SpotProfile
 from ..storage.atomic import write_text
+from ..text import shown
 
 
-class EditFile(Intent):
+class EditFile(Frozen):
     """Content of an edit file: edits, and the user's programs and profiles that they name."""
 
     edits: tuple[Edit, ...] = ()
@@ -219,7 +222,7 @@ def _programs(given: Any, folder: Path, place: str, faults: list[tuple[str, str]
     names = [given] if isinstance(given, str) else given
     if not _are_texts(names):
         faults.append(
-            (f"{place}: programs", f"expected names with their genes, or names of GMT files (got {_short(given)})")
+            (f"{place}: programs", f"expected names with their genes, or names of GMT files (got {shown(given)})")
         )
         return {}
     programs: dict[str, Any] = {}
@@ -275,14 +278,9 @@ def faults_from(error: ValidationError, place: str) -> list[tuple[str, str]]:
     faults = []
     for item in error.errors(include_url=False):
         where = ".".join(str(part) for part in item["loc"])
-        got = "" if item["type"] == "missing" else f" (got {_short(item['input'])})"
+        got = "" if item["type"] == "missing" else f" (got {shown(item['input'])})"
         faults.append((f"{place}: {where}" if where else place, item["msg"] + got))
     return faults
-
-
-def _short(value: Any, most: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= most else text[:most] + "..."
 
 
 def read_plain(path: str | Path) -> Any:

@@ -16,6 +16,7 @@ from ..errors import StoreError
 from ..intent import Request
 from ..progress import Progress
 from ..tissue.export import Placement, label_of, label_of_result, write_ome_tiff, write_ome_zarr, write_patches
+from ..tissue.geometry import napari_affine
 from ..tissue.store import add_to_spatialdata, link_result, write_result
 from ..types import Calibration, CanvasFrame, Patch, Plan, Section
 from .canvas import MemoryCanvas, boxes_around
@@ -362,6 +363,34 @@ class Result:
         """
         _, name = add_to_spatialdata(sdata, self.rgba, self.plan.frame.affine, self.section, run, self.provenance)
         return name
+
+    def to_layer(self) -> tuple[NDArray[np.uint8], dict[str, Any], Literal["image"]]:
+        """Return the result as data, settings and kind of a napari layer, in microns, where the section's own layers lie.
+
+        Examples
+        --------
+        >>> pixels, settings, _ = result.to_layer()
+        >>> settings["units"]
+        ('um', 'um')
+
+        ``viewer.add_image(pixels, **settings)`` shows it.
+        """
+        settings = {
+            "name": f"{label_of_result(self.provenance).title} {self.section.name}",
+            "rgb": True,
+            "affine": napari_affine(self.plan.frame.affine, self.section.mpp),
+            "axis_labels": ("y", "x"),
+            "units": ("um", "um"),
+            "metadata": {"provenance": dict(self.provenance)},
+        }
+        return self.rgba, settings, "image"
+
+    def export(self, path: str | Path, kind: ExportKind, name: str | None = None) -> Path:
+        """Write the result into a new file or folder, as ``ome-zarr``, ``ome-tiff`` or ``patches`` (PNG, with a table); return its path.
+
+        Parameters and errors are those of `napari_stmdit.synthesis.result.export_result`.
+        """
+        return export_result(self, path, kind, name)
 
 
 def provenance_of(

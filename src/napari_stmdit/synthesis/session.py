@@ -18,7 +18,7 @@ from .conditions import Conditions
 from .continuous import run_edited_windows, run_windows
 from .counterfactual import Before, follow_steps
 from .identity import identity_of, inputs_of
-from .models import Event, KnownModel, Pasted, PatchModel, Preview
+from .models import Event, KnownModel, Pasted, PatchModel
 from .plan import plan as make_plan
 from .result import Result, collect
 from .spots import MeasuredSpots, run_spots
@@ -46,8 +46,6 @@ class Session:
     preview_every
         Steps between previews of the first patch of a batch; each costs one decoding and changes no result. 0 is off.
         Not in continuous mode.
-    done
-        Indices of patches that are finished already, beside those on the canvas.
     only
         Indices of the patches to compute, a share of the plan; None: all. Not in continuous mode, whose windows belong
         together.
@@ -55,8 +53,6 @@ class Session:
         From `condition_rows`, where a plan is computed in shares; None makes them. Spots mode only.
     measured
         Cache of the spots' encodings, shared by successive runs. Spots mode only.
-    kept
-        Returns where finished patches are kept, for errors.
 
     Attributes
     ----------
@@ -82,11 +78,9 @@ class Session:
         batch: int = BATCH,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
-        done: Collection[int] = (),
         only: Collection[int] | None = None,
         conditions: Conditions | None = None,
         measured: MeasuredSpots | None = None,
-        kept: str = "",
     ) -> None:
         if only is not None and plan.windows is not None:
             raise SynthesisError("a continuous region stays together and cannot be shared out; share out spots instead")
@@ -99,8 +93,8 @@ class Session:
         self.failed: dict[int, str] = {}
         self._wanted = frozenset(range(len(plan)) if only is None else only)
         self._before = frozenset(canvas.finished if canvas is not None else ())
-        self.finished = set((self._before | frozenset(done)) & self._wanted)
-        self._conditions, self._kept = conditions, kept
+        self.finished = set(self._before & self._wanted)
+        self._conditions = conditions
         self._measured = measured or MeasuredSpots(section, model)
         self._notes: list[str] = []
         self._facts: Mapping[str, Any] = {}
@@ -130,7 +124,7 @@ class Session:
             except StmditError:
                 raise
             except Exception as error:
-                raise SynthesisError(" ".join(filter(None, (sampling_failure(error), self._kept)))) from error
+                raise SynthesisError(sampling_failure(error)) from error
 
     def _computed(self) -> Iterator[Event]:
         if self.plan.windows is None:
@@ -246,17 +240,7 @@ class Session:
 
 
 def run(
-    plan: Plan,
-    section: Section,
-    model: PatchModel,
-    *,
-    batch: int = BATCH,
-    cancel: CancelToken | None = None,
-    done: Collection[int] = (),
-    only: Collection[int] | None = None,
-    preview_every: int = 0,
-    on_preview: Callable[[PatchResult], None] | None = None,
-    conditions: Conditions | None = None,
+    plan: Plan, section: Section, model: PatchModel, *, batch: int = BATCH, cancel: CancelToken | None = None
 ) -> Iterator[tuple[tuple[PatchResult, ...], Progress]]:
     """Compute a plan batch by batch, without a canvas.
 
@@ -265,10 +249,8 @@ def run(
 
     Parameters
     ----------
-    plan, section, model, batch, cancel, done, only, preview_every, conditions
-        As for `napari_stmdit.synthesis.session.Session`.
-    on_preview
-        Called with each preview, in the thread that drives the run; without it there is none.
+    plan, section, model, batch, cancel
+        As for `napari_stmdit.synthesis.session.Session`, which also previews patches and computes shares of a plan.
 
     Yields
     ------
@@ -281,26 +263,12 @@ def run(
         Sampling fails for good: a single patch needs more memory than there is, or nothing at all is finite.
     """
     images: tuple[PatchResult, ...] = ()
-    session = Session(
-        plan,
-        section,
-        model,
-        batch=batch,
-        cancel=cancel,
-        preview_every=preview_every if on_preview is not None else 0,
-        done=done,
-        only=only,
-        conditions=conditions,
-    )
-    for event in session.steps():
-        match event:
-            case Preview(image=image) if on_preview is not None:
-                on_preview(image)
-            case Pasted():
-                images = event.images
-            case Progress():
-                yield images, event
-                images = ()
+    for event in Session(plan, section, model, batch=batch, cancel=cancel).steps():
+        if isinstance(event, Pasted):
+            images = event.images
+        elif isinstance(event, Progress):
+            yield images, event
+            images = ()
 
 
 def synthesize(
@@ -346,7 +314,7 @@ def synthesize(
     """
     if request.exclude is not None and section.excluded is None:
         section = exclude_file(section, request.exclude)
-    plan = make_plan(section, request, model.card)
+    plan = make_plan(section, request, model)
     canvas: MemoryCanvas | ZarrCanvas
     if folder is not None:
         canvas = open_canvas(folder, plan, section, model, resume)

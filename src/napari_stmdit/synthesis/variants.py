@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError
-from ..intent import Guidance, Request, SpotList
+from ..intent import Guidance, Request
 from ..progress import CancelToken, Progress, Stopwatch
+from ..regions import SpotList
 from ..storage.fingerprint import of_json
 from ..tissue.crops import read_patches
 from ..types import Section
@@ -239,7 +240,7 @@ def make_sheet(
     RequestError
         A variant cannot be planned, or has more than one patch; nothing is computed then.
     """
-    plans = [make_plan(section, variant.request, model.card) for variant in variants]
+    plans = [make_plan(section, variant.request, model) for variant in variants]
     if any(plan.windows is not None or len(plan) != 1 for plan in plans):
         raise RequestError([("region", "each image of a sheet is the patch of one spot; give one id, in mode spots")])
     watch = Stopwatch()

@@ -13,7 +13,8 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..errors import RequestError, SynthesisError
-from ..intent import CheckpointCard, Polygons, Request
+from ..intent import CheckpointCard, Request
+from ..regions import Polygons
 from ..tissue.geometry import spots_in_polygons
 from ..types import CanvasFrame, Patch, Plan, Section, Windows
 from .canvas import box_at

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError
 from ..files import BadFile, is_number, read_json
-from ..intent import Polygons
+from ..regions import Polygons
 from ..text import shorten
 from ..types import Calibration, Section
 

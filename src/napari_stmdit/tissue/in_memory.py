@@ -320,7 +320,6 @@ def _of_store(section: Section, elements: StoreElements) -> LinkedElements | Non
 
 
 def _in_memory(section: Section) -> LinkedElements:
-    from dataclasses import replace
 
     from spatialdata import SpatialData
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
-from ..text import shorten
+from ..text import capitalised, shorten
 from ..types import SpotTable
 from .geometry import VISIUM_PITCH_UM, fit_lattice
 
@@ -133,6 +133,6 @@ def refuse_bins(spots: SpotTable, mpp: float | None, source: object) -> None:
     if pitch < MIN_PITCH_UM:
         raise SectionError(
             f"{source} holds spots that lie {pitch:.3g} um from each other (median; by {mpp:.4g} um/px), where those of Visium lie {VISIUM_PITCH_UM:g} um "
-            f"apart: they are bins or cells, which cannot stand for a patch, or the scale is wrong. {instead[0].upper()}{instead[1:]}; where the scale is "
+            f"apart: they are bins or cells, which cannot stand for a patch, or the scale is wrong. {capitalised(instead)}; where the scale is "
             "wrong give the right one with --mpp (mpp=...)"
         )

@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, ValidationError, model_validator
 
 from ..errors import SectionError
 from ..files import BadFile, is_number, user_path
-from ..intent import Intent
-from ..text import shorten
+from ..frozen import Frozen
+from ..text import counted, shorten
 from ..types import Orientation, PredictedUnits, Section
 from .alignment import oriented
 from .excluded import exclude_file
@@ -84,7 +84,7 @@ def _orientation(value: object) -> object:
 Place = Annotated[str | Path, BeforeValidator(_place)]
 
 
-class SectionSource(Intent):
+class SectionSource(Frozen):
     """Location of a section and its options, as of a command line, a job file, a training config or the dock.
 
     Attributes
@@ -326,7 +326,7 @@ def _note_spots_off_slide(section: Section) -> Section:
     off = spots_off_slide(section)
     if not off:
         return section
-    note = "1 spot lies" if off == 1 else f"{off} spots lie"
+    note = counted(off, "spot lies", "spots lie")
     return dataclasses.replace(section, notes=(*section.notes, f"{note} off the slide image"))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..files import BadFile, is_number, user_path
-from ..text import shorten
+from ..text import counted, shorten
 from ..types import ExpressionSource, Genes, PredictedUnits, Section, SlideImage, SpotTable
 from .counts import MAX_COUNTS, note_empty, refuse_twice
 from .geometry import VISIUM_PITCH_UM, check_positions, swap_axes
@@ -256,7 +256,7 @@ def at_own_positions(
                 "tissue_fraction=0 (--tissue-fraction 0), and no tissue is looked for"
             )
         if off:
-            notes.append(f"{_count(off, 'row lies', 'rows lie')} off the tissue that was found and kept all the same")
+            notes.append(f"{counted(off, 'row lies', 'rows lie')} off the tissue that was found and kept all the same")
     notes.insert(0, f"spots: the {len(spots)} positions of {name}, {len(spots.genes):,} genes, {_words(table)}")
     return replace(spots, diameter=2 * radius), notes + note_empty(spots.counts)
 
@@ -295,10 +295,10 @@ def match_to_grid(
     notes.insert(0, remark + "; the others are left out" * (len(rows) < len(grid)))
     if far:
         notes.append(
-            f"{_count(far, 'row is', 'rows are')} farther than 27.5 um from every spot of the grid on tissue and left out"
+            f"{counted(far, 'row is', 'rows are')} farther than 27.5 um from every spot of the grid on tissue and left out"
         )
     if shared:
-        notes.append(f"{_count(shared, 'row has', 'rows have')} a nearer one at the same spot and left out")
+        notes.append(f"{counted(shared, 'row has', 'rows have')} a nearer one at the same spot and left out")
     return found, notes + note_empty(found.counts)
 
 
@@ -317,9 +317,9 @@ def _usable(table: PredictedTable, size: tuple[float, float]) -> tuple[NDArray[n
     twice = int((~first & on_slide).sum())
     notes = []
     if off:
-        notes.append(f"{_count(off, 'row lies', 'rows lie')} off the slide and left out")
+        notes.append(f"{counted(off, 'row lies', 'rows lie')} off the slide and left out")
     if twice:
-        notes.append(f"{_count(twice, 'row has', 'rows have')} the position of an earlier one and left out")
+        notes.append(f"{counted(twice, 'row has', 'rows have')} the position of an earlier one and left out")
     return on_slide, first, notes
 
 
@@ -330,10 +330,6 @@ def _rows_of(spots: SpotTable, rows: NDArray[np.int64]) -> SpotTable:
 
 def _words(table: PredictedTable) -> str:
     return "counts" if table.source.units == "counts" else "log1p, turned back into counts"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 SPOT_UM = 55.0

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from ..downloads.places import data_directory
 from ..errors import RequestError
 from ..files import BadFile, read_json
-from ..intent import Intent
+from ..frozen import Frozen
 
 REQUEST, CONFIG, PROGRESS, STOP = "request.json", "config.yaml", "progress.json", "stop"
 """Files of the work folder: request, training config, progress, and the request to stop, if any."""
@@ -37,7 +37,7 @@ NOTHING = "none"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
-class AdaptRequest(Intent):
+class AdaptRequest(Frozen):
     """Request of an adaptation.
 
     ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``factors`` of the spots replace

@@ -9,7 +9,8 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_vali
 
 from ..errors import RequestError
 from ..files import BadFile, read_yaml
-from ..intent import Guidance, Intent
+from ..frozen import Frozen
+from ..intent import Guidance
 from ..tissue.open import Place, SectionSource
 
 Positive = Annotated[int, Field(gt=0)]
@@ -19,7 +20,7 @@ Part = tuple[Share, Share, Share, Share]
 WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
 
 
-class _Settings(Intent):
+class _Settings(Frozen):
     """Base of the parts of a config."""
 
 

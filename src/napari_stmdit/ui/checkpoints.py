@@ -148,7 +148,7 @@ class Acquisition:
             self.state.sizes = {**self.state.sizes, name: size}
 
         if self.state.sizes.get(name) is None and entry.size_bytes is None:
-            self._sizes.submit(_asking_size(entry), Handlers(answered, self._failed, lambda: None))
+            self._sizes.submit(_asking_size(entry), Handlers(answered, self.state.tell_error))
 
     def _fetch(self, name: str, job: Job, arrived: Callable[[Path], None]) -> None:
         def begun() -> None:
@@ -162,14 +162,11 @@ class Acquisition:
 
         if self._downloads.busy:
             self.state.tell("info", f"{name} is fetched after what is under way.")
-        self._downloads.submit(job, Handlers(show, self._failed, self._fetched), begun)
+        self._downloads.submit(job, Handlers(show, self.state.tell_error, self._fetched), begun)
 
     def stop_download(self) -> None:
         """Stop the download; what has arrived is kept, and the next one continues."""
         self._downloads.cancel()
-
-    def _failed(self, fault: StmditError) -> None:
-        self.state.tell("error", str(fault))
 
     def _fetched(self) -> None:
         self.state.fetching = None
@@ -192,7 +189,7 @@ class Acquisition:
             self.state.foreign = foreign
             self.state.tell("info", f"{Path(path).name} is a foreign checkpoint: say its scale and convert it once.")
 
-        self._inspections.submit(_inspecting(path), Handlers(found, self._failed, lambda: None))
+        self._inspections.submit(_inspecting(path), Handlers(found, self.state.tell_error))
 
     def convert(self, intent: ConvertIntent) -> None:
         """Convert a foreign checkpoint into the user's own checkpoints, and load it."""
@@ -208,7 +205,7 @@ class Acquisition:
         def ended() -> None:
             self.state.converting = False
 
-        self._conversions.submit(_converting(intent), Handlers(made, self._failed, ended), begun)
+        self._conversions.submit(_converting(intent), Handlers(made, self.state.tell_error, ended), begun)
 
     def close(self) -> None:
         """End all jobs."""

@@ -169,8 +169,7 @@ class SideBySide(ComparisonMode):
         grid.enabled = False
         self._kept.restore()
         for context in contexts:
-            if context in viewer.layers:
-                viewer.layers.remove(context)
+            layers.remove(viewer, context)
         order = [layer for layer in order if layer in viewer.layers]
         order += [layer for layer in viewer.layers if layer not in order]
         for place, layer in enumerate(order):
@@ -287,8 +286,7 @@ class Swipe(ComparisonMode):
             return
         if self.drag in viewer.mouse_drag_callbacks:
             viewer.mouse_drag_callbacks.remove(self.drag)
-        if line is not None and line in viewer.layers:
-            viewer.layers.remove(line)
+        layers.remove(viewer, line)
 
     # --- private
 

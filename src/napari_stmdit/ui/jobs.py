@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset.export import Exported, export_steps
-from ..devices import let_viewer_go_first
+from ..devices import devices, let_viewer_go_first
 from ..errors import SectionError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
-from ..evaluation.evaluate import Evaluated
+from ..evaluation.evaluate import Evaluated, evaluate
 from ..evaluation.selection import EditEffect, chance_steps, measure_edit, with_chance
 from ..expression.covariation import covariation_of
 from ..progress import BATCH, CancelToken, Progress
@@ -23,8 +23,8 @@ from ..synthesis.result import ExportKind, Result, export_result
 from ..synthesis.session import Session, sampling_failure
 from ..synthesis.stored import StoredResult, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
-from ..tissue.in_memory import LinkedElements
-from ..tissue.open import SectionSource
+from ..tissue.in_memory import LinkedElements, link_elements
+from ..tissue.open import SectionSource, open_sample_section
 from ..tissue.pseudo_spots import drawn_outlines
 from ..types import Section
 from .layers import outlines_size
@@ -64,7 +64,7 @@ class Handlers:
 
     value: Callable[[Any], None]
     error: Callable[[StmditError], None]
-    end: Callable[[], None]
+    end: Callable[[], None] = lambda: None
 
 
 class Start(Protocol):
@@ -84,15 +84,32 @@ def start_inline(job: Job, token: CancelToken, handlers: Handlers) -> None:
     handlers.end()
 
 
-class Lane:
+class _Jobs:
+    """Jobs that are started one at a time."""
+
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._token: CancelToken | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is running."""
+        return self._token is not None
+
+    def cancel(self) -> None:
+        """Ask the present job to end; its answers still arrive, and the next one begins."""
+        if self._token is not None:
+            self._token.cancel()
+
+
+class Lane(_Jobs):
     """Queue of length one: each submission takes the next generation number and drops the answers of the one before.
 
     For jobs without side effects. Those that leave something behind, such as a file, go into a `Series`.
     """
 
     def __init__(self, start: Start) -> None:
-        self._start = start
-        self._token: CancelToken | None = None
+        super().__init__(start)
         self._generation = 0
 
     def submit(self, job: Job, handlers: Handlers) -> None:
@@ -115,16 +132,6 @@ class Lane:
 
         self._start(job, token, Handlers(if_current(handlers.value), if_current(handlers.error), if_current(end)))
 
-    @property
-    def busy(self) -> bool:
-        """Whether a job is running."""
-        return self._token is not None
-
-    def cancel(self) -> None:
-        """Ask the present job to end; its answers still arrive."""
-        if self._token is not None:
-            self._token.cancel()
-
     def abandon(self) -> None:
         """Ask the present job to end and drop its further answers."""
         self.cancel()
@@ -132,13 +139,12 @@ class Lane:
         self._generation += 1
 
 
-class Series:
+class Series(_Jobs):
     """Queue of jobs that leave something behind: each is done in order and reports its end."""
 
     def __init__(self, start: Start) -> None:
-        self._start = start
+        super().__init__(start)
         self._waiting: list[tuple[Job, Handlers, Callable[[], None]]] = []
-        self._token: CancelToken | None = None
         self._closed = False
 
     def submit(self, job: Job, handlers: Handlers, begun: Callable[[], None] = lambda: None) -> None:
@@ -165,16 +171,6 @@ class Series:
 
         begun()
         self._start(job, token, Handlers(heard(handlers.value), heard(handlers.error), end))
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is running."""
-        return self._token is not None
-
-    def cancel(self) -> None:
-        """Ask the present job to end; its answers still arrive, and the next one begins."""
-        if self._token is not None:
-            self._token.cancel()
 
     def finish(self) -> None:
         """Start all waiting jobs at once, as nobody will start them later; the present one continues."""
@@ -227,8 +223,6 @@ def opening(source: SectionSource | None) -> Job:
     """Open a section, or the bundled sample; yields a `Section` whose slide is ready to be drawn."""
 
     def work() -> Section:
-        from ..tissue.open import open_sample_section
-
         section = open_sample_section() if source is None else source.open()
         touch(section)
         return section
@@ -260,7 +254,6 @@ def loading(choice: ModelChoice) -> Job:
 
     def work() -> LoadedModel:
         from ..assemble import load_checkpoint
-        from ..devices import devices
 
         model = load_checkpoint(
             choice.checkpoint,
@@ -314,8 +307,6 @@ def evaluating(
     """Evaluate a section; reports `Progress`, and yields `Evaluated`."""
 
     def generate(token: CancelToken, tell: Tell) -> Iterator[Evaluated]:
-        from ..evaluation.evaluate import evaluate
-
         how: dict[str, Any] = {"called": checkpoint, "resume": True, "batch": batch or BATCH, "cancel": token}
         yield evaluate(model, section, request, output=path, on_progress=tell, **how)
 
@@ -342,8 +333,6 @@ def linking(section: Section) -> Job:
     """Make a section's SpatialData objects for other plugins; yields `LinkedElements` or None."""
 
     def work() -> LinkedElements | None:
-        from ..tissue.in_memory import link_elements
-
         return link_elements(section)
 
     error = failing(SectionError, f"other plugins cannot work on {section.name}")

@@ -295,6 +295,12 @@ def insert(viewer: Any, data: LayerTuple, above: Any = None) -> Any:
     return layer
 
 
+def remove(viewer: Any, layer: Any) -> None:
+    """Remove a layer from a viewer, if both are still there."""
+    if viewer is not None and layer is not None and layer in viewer.layers:
+        viewer.layers.remove(layer)
+
+
 def draw_spots(layer: Any, look: SpotLook, selected: NDArray[np.int64] | None = None) -> None:
     """Set colours and outlines of the spots, and napari's selection to the rows in ``selected``.
 

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..edits import KnockOut
 from ..errors import StmditError
-from ..intent import CheckpointCard, KnockOutEdit, Request
+from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.live import LivePicture, LiveTissue
 from ..synthesis.plan import counterfactual_fault, resolve_counterfactual_steps
+from ..text import counted
 from ..tissue.geometry import napari_affine
 from ..tissue.open import synthesis_fault
 from ..types import Section
@@ -94,9 +96,8 @@ class Live:
 
     def clear(self) -> None:
         """Remove the picture: Live is off, or the result is there."""
-        viewer, layer, self._layer = self._viewer(), self._layer, None
-        if viewer is not None and layer is not None and layer in viewer.layers:
-            viewer.layers.remove(layer)
+        layer, self._layer = self._layer, None
+        layers.remove(self._viewer(), layer)
         self._note_spots(())
 
     def _note_spots(self, spots: Collection[str]) -> None:
@@ -197,7 +198,7 @@ def live_fault(request: Request, section: Section, card: CheckpointCard) -> str:
         return "new tissue is chosen; choose to edit this tissue"
     if section.expression.kind == "none":
         return "a plain slide has no expression to edit; open a section with measured or predicted expression"
-    any_edit = request.model_copy(update={"edits": (KnockOutEdit(genes=("any",)),)})
+    any_edit = request.model_copy(update={"edits": (KnockOut(genes=("any",)),)})
     return synthesis_fault(section, card.patch_mpp) or counterfactual_fault(any_edit, card) or ""
 
 
@@ -222,7 +223,7 @@ def described(picture: LivePicture, request: Request) -> str:
     """Return a description of a picture: spots, their state, and that it is a preview."""
     if not picture.steps:
         return ""
-    spots = "1 spot" if len(picture.steps) == 1 else f"{len(picture.steps)} spots"
+    spots = counted(len(picture.steps), "spot")
     fine = resolve_counterfactual_steps(request)
     state = f"{picture.waiting} of them coarse or older" if picture.waiting else f"{fine} steps"
     more = f" {picture.hidden} more are edited: zoom in to see them." if picture.hidden else ""

@@ -243,9 +243,7 @@ class Changes:
                 text = f"The change of {entry.name} spans {height} x {width} pixels, too many for memory; edit a smaller region."
                 self._tell("warning", text)
                 return
-            handlers = Handlers(
-                lambda levels: self._made(entry, levels), lambda fault: self._tell("error", str(fault)), lambda: None
-            )
+            handlers = Handlers(lambda levels: self._made(entry, levels), lambda fault: self._tell("error", str(fault)))
             self._lane.submit(jobs.measuring_change(entry), handlers)
 
     def removed(self, layer: Any) -> None:
@@ -257,9 +255,7 @@ class Changes:
 
     def forget(self, number: int) -> None:
         """Remove the change of a result from the viewer."""
-        viewer, layer = self._viewer(), self._layers.get(number)
-        if viewer is not None and layer is not None and layer in viewer.layers:
-            viewer.layers.remove(layer)
+        layers.remove(self._viewer(), self._layers.get(number))
 
     def close(self) -> None:
         """End all jobs and ignore their answers."""

@@ -10,13 +10,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
-from ..errors import GeneError, RequestError, StmditError
+from ..edits import Edit, Swap, Table
+from ..errors import GeneError, RequestError
 from ..expression.edit_tables import signed, table_fault, table_note
 from ..expression.edits import Mover, most_moved, write_movers
 from ..expression.following import ProgramReach, Reach, following_fault, follows, program_reach, reach_of
 from ..expression.profiles import as_profiles, measure_profile, read_profile, write_profile
 from ..expression.programs import known_programs, read_gmt, report
-from ..intent import Edit, Request, SpotProfile, SwapEdit, TableEdit
+from ..intent import Request, SpotProfile
 from ..synthesis.requests import EditFile, read_edit_file, used_by, write_edit_file
 from ..types import Section
 from .section_view import SectionView
@@ -163,7 +164,7 @@ class Painting:
 
     def _usable(self, edit: Edit, profiles: Mapping[str, Any]) -> bool:
         section = self.state.section
-        if isinstance(edit, TableEdit):
+        if isinstance(edit, Table):
             return section is not None and edit.enabled and table_fault(edit, section.spots) is None
         return (getattr(edit, "target_profile", None) or "") in ("", *profiles)
 
@@ -215,7 +216,7 @@ class Painting:
         self.show_change()
         return True
 
-    def add_table(self, edit: TableEdit) -> None:
+    def add_table(self, edit: Table) -> None:
         """Add an edit read from a table without fault."""
         named = edit if edit.name else edit.model_copy(update={"name": describe(edit)})
         self.state.chosen_edit = len(self.edits)
@@ -233,7 +234,7 @@ class Painting:
     def take_draft(self, draft: EditDraft) -> None:
         """Apply a change of the form to the chosen edit, if any."""
         self.state.draft = draft
-        if isinstance(self.chosen, TableEdit):  # the form does not show it: what is written there is another edit
+        if isinstance(self.chosen, Table):  # the form does not show it: what is written there is another edit
             self.state.chosen_edit = None
         edit, number = self.chosen, self.state.chosen_edit
         if edit is None or number is None:
@@ -241,7 +242,7 @@ class Painting:
             return
         name = "" if edit.name == describe(edit) else edit.name
         spots = edit.spots
-        members = (*edit.group_a, *edit.group_b) if isinstance(edit, SwapEdit) else ()
+        members = (*edit.group_a, *edit.group_b) if isinstance(edit, Swap) else ()
         if members and draft.operation == "swap":
             if spots is not None:  # who joins takes part whole; all others keep their weight
                 spots = {**dict.fromkeys({*draft.group_a, *draft.group_b} - {*members}, 1.0), **spots}
@@ -338,7 +339,7 @@ class Painting:
             self.state.chosen_edit = number
         assert number is not None
         edit = self.edits[number]
-        if isinstance(edit, SwapEdit):
+        if isinstance(edit, Swap):
             self.state.tell("warning", "A swap names its own spots and cannot be painted; choose 'New edit' first.")
             return
         brush = self.state.brush
@@ -399,7 +400,7 @@ class Painting:
         edit = self.chosen
         if edit is None:
             return set()
-        if isinstance(edit, SwapEdit):
+        if isinstance(edit, Swap):
             return {*edit.group_a, *edit.group_b}
         return set(edit.spots or ())
 
@@ -543,31 +544,28 @@ class EditFiles:
 
     def save(self, path: str) -> None:
         """Write the edits, with the programs and profiles that they name."""
-
-        def write() -> None:
+        with self.state.telling():
             write_edit_file(used_by(self.state.request.edits, self.state.request), path)
             self.state.written_edits = self.state.request.edits
-
-        self._guarded(write, f"Edits saved in {path}.")
+            self.state.tell("info", f"Edits saved in {path}.")
 
     def export_movers(self, path: str) -> None:
         """Write the genes that the edits move most, as CSV."""
-        self._guarded(lambda: write_movers(self._painting.movers(), path), f"Genes that move most saved in {path}.")
+        with self.state.telling():
+            write_movers(self._painting.movers(), path)
+            self.state.tell("info", f"Genes that move most saved in {path}.")
 
     def load(self, path: str) -> None:
         """Replace the edits by those of a file, as one step."""
-
-        def read() -> None:
+        with self.state.telling():
             file = read_edit_file(path)
             self.state.written_edits = file.edits
             self._painting.take(file)
-
-        self._guarded(read, f"Edits read from {path}.")
+            self.state.tell("info", f"Edits read from {path}.")
 
     def import_gmt(self, path: str) -> None:
         """Add the gene sets of a GMT file to the programs; doubts are reported."""
-
-        def read() -> None:
+        with self.state.telling():
             sets, section = read_gmt(path), self.state.section
             names = self._painting.bring(Path(path).stem, programs=sets.programs)
             notes = (*_renamed(names), *(sets.notes if section is None else report(sets, section.spots.genes)))
@@ -575,12 +573,9 @@ class EditFiles:
             rest = f" {len(notes) - 5} more." if len(notes) > 5 else ""
             self.state.tell("warning" if notes else "info", " ".join([head, *(f"{n}." for n in notes[:5])]) + rest)
 
-        self._guarded(read, "")
-
     def import_profile(self, path: str) -> None:
         """Read a profile that was measured elsewhere and choose it as the target."""
-
-        def read() -> None:
+        with self.state.telling():
             profile = read_profile(path)
             names = self._painting.bring("file", profiles={Path(path).stem: profile})
             (name,) = names.values()
@@ -591,31 +586,20 @@ class EditFiles:
                 f"{warning}{name}: a profile of {len(profile.values):,} genes. {profile.source}",
             )
 
-        self._guarded(read, "")
-
     def import_table(self, path: str, unit: str, layer: str | None, baseline: str | None) -> None:
         """Add the edit of a table predicted by another tool, to the selected spots or, with none, to all."""
-
-        def read() -> None:
-            section, selected = self.state.section, self.state.selected
-            if section is None:
-                raise GeneError("open the section first whose spots the table is about")
-            weights = dict.fromkeys(selected, 1.0) if selected else None
-            given = {
-                "operation": "table",
-                "table": path,
-                "unit": unit,
-                "layer": layer,
-                "baseline": baseline,
-                "spots": weights,
-            }
-            edit = signed(TableEdit.model_validate(given))
+        section, selected = self.state.section, self.state.selected
+        if section is None:
+            self.state.tell("warning", "Open the section first whose spots the table is about.")
+            return
+        given = {"operation": "table", "table": path, "unit": unit, "layer": layer, "baseline": baseline}
+        weights = dict.fromkeys(selected, 1.0) if selected else None
+        with self.state.telling():
+            edit = signed(Table.model_validate({**given, "spots": weights}))
             if (fault := table_fault(edit, section.spots)) is not None:
                 raise GeneError(fault)
             self._painting.add_table(edit)
             self.state.tell("info", f"{table_note(edit, section.spots)}.")
-
-        self._guarded(read, "")
 
     def export_profile(self, path: str) -> None:
         """Write the mean profile of the selected spots, for use in another section."""
@@ -624,18 +608,9 @@ class EditFiles:
             self.state.tell("warning", "Select the spots first whose mean expression is to be kept.")
             return
         source = f"mean of {len(selected)} spots of {section.name}"
-        self._guarded(
-            lambda: write_profile(measure_profile(section.spots, selected, source), path), f"Profile saved in {path}."
-        )
-
-    def _guarded(self, do: Callable[[], None], done: str) -> None:
-        try:
-            do()
-        except (StmditError, OSError) as error:
-            self.state.tell("error", str(error))
-            return
-        if done:
-            self.state.tell("info", done)
+        with self.state.telling():
+            write_profile(measure_profile(section.spots, selected, source), path)
+            self.state.tell("info", f"Profile saved in {path}.")
 
 
 def _renamed(names: Mapping[str, str]) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ..devices import free_device_memory
 from ..errors import ScaleError, StmditError
 from ..expression.genes import match_genes
-from ..intent import AllSpots, Request
+from ..intent import Request
+from ..regions import AllSpots
 from ..synthesis.plan import region_rows
 from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
@@ -569,7 +570,7 @@ class Presenter:
 
     def _submit(self, lane: str, job: jobs.Job, on_value: Any, on_error: Any = None) -> None:
         def error(fault: StmditError) -> None:
-            self.state.tell("error", str(fault))
+            self.state.tell_error(fault)
             if on_error is not None:
                 on_error(fault)
 

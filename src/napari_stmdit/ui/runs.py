@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, StmditError
-from ..intent import Request, SpotList
+from ..intent import Request
 from ..progress import BATCH, Progress
+from ..regions import SpotList
 from ..synthesis.canvas import MemoryCanvas, fits_in_memory
 from ..synthesis.models import Event, Pasted, PatchModel, Preview
 from ..synthesis.plan import counterfactual_fault, edited_places, estimate, evaluations, region_rows
@@ -30,7 +31,7 @@ from . import jobs, layers
 from .jobs import Handlers, Lane, Start
 from .layers import KEY, MAX_SINGLE_PX, LayerTuple, result_layer, result_words
 from .results import ResultList
-from .state import Message, Offer, QueuedRun, RunStatus, WorkbenchState
+from .state import Offer, QueuedRun, RunStatus, WorkbenchState
 
 
 class GrowingLayer:
@@ -110,9 +111,8 @@ class LivePreview:
 
     def clear(self) -> None:
         """Remove the layer."""
-        viewer, layer, self._layer = self._viewer(), self._layer, None
-        if viewer is not None and layer is not None and layer in viewer.layers:
-            viewer.layers.remove(layer)
+        layer, self._layer = self._layer, None
+        layers.remove(self._viewer(), layer)
 
 
 # What waits for the present run to end.
@@ -163,7 +163,7 @@ class RunQueue:
         self._state.queue_held = bool(self._waiting) and not well
         if self._state.queue_held:
             text = f"{self._state.message.text} {len(self._waiting)} queued: press Continue to go on."
-            self._state.message = Message(self._state.message.kind, text)
+            self._state.tell(self._state.message.kind, text)
         elif well:
             self.resume()
 
@@ -323,7 +323,7 @@ class RunCycle:
         state = self.state
         assert state.section is not None and state.checkpoint is not None
         try:
-            plan = make_plan(state.section, request, state.checkpoint.card)
+            plan = make_plan(state.section, request, state.checkpoint)
         except RequestError as error:
             state.faults = dict(error.faults)
             return None
@@ -336,7 +336,7 @@ class RunCycle:
         """Run the request, or queue it; with several samples, one run for each."""
         state = self.state
         if state.obstacle:
-            state.message = Message("warning", state.obstacle)
+            state.tell("warning", state.obstacle)
             return
         for request in samples_of(self.request(), self._samples):
             if not self.submit(request):
@@ -347,27 +347,27 @@ class RunCycle:
         state = self.state
         section, model = state.section, state.checkpoint
         if section is None or model is None:
-            state.message = Message("warning", state.obstacle)
+            state.tell("warning", state.obstacle)
             return False
         plan = self._planned(request)
         if plan is None:
             if not state.status.busy:
                 state.status = RunStatus.FAILED
             text = " ".join(dict.fromkeys(state.faults.values()))
-            state.message = Message("error", f"This cannot be run: {text}")
+            state.tell("error", f"This cannot be run: {text}")
             return False
         title = f"{counted(len(plan), 'patch', 'patches')}, seed {request.seed}" + {1: ", 1 edit", 0: ""}.get(
             len(request.edits), f", {len(request.edits)} edits"
         )
         if not self._queue.add(title, partial(self._launch, plan, section, model, then)):
-            state.message = Message("info", f"Queued: {title}.")
+            state.tell("info", f"Queued: {title}.")
         return True
 
     def run_baseline(self, number: int, then: Then | None = None) -> bool:
         """Run a result's request without its edits, with the same seeds; return whether it could be planned."""
         entry = self._results.entry(number)
         if entry is not None and entry.counterfactual:
-            self.state.message = Message("warning", f"The baseline of {entry.name} is the slide; compare it with that.")
+            self.state.tell("warning", f"The baseline of {entry.name} is the slide; compare it with that.")
             return False
         return entry is not None and self.submit(baseline_of(entry.request), then)
 
@@ -382,7 +382,7 @@ class RunCycle:
             text = (
                 f"{entry.name} was made with checkpoint {before.get('name')!r} in another state; load that one first."
             )
-            self.state.message = Message("warning", text)
+            self.state.tell("warning", text)
             return False
         return self.submit(entry.request)
 
@@ -398,9 +398,7 @@ class RunCycle:
         self._present = _Present(number, session, canvas, name, then)
         state.progress = None
         state.status = RunStatus.RUNNING
-        state.message = Message(
-            "info", f"{'Synthesizing' if new else 'Editing'} {counted(len(plan), 'patch', 'patches')} ..."
-        )
+        state.tell("info", f"{'Synthesizing' if new else 'Editing'} {counted(len(plan), 'patch', 'patches')} ...")
         self._redraw()
         self._lane.submit(jobs.synthesis(session), Handlers(self._advance, self._failed, self._ended))
 
@@ -427,7 +425,7 @@ class RunCycle:
             self._present = None
             self._live.clear()
             self.state.status = RunStatus.STOPPED
-            self.state.message = Message("info", "The run was ended, as its layer was removed.")
+            self.state.tell("info", "The run was ended, as its layer was removed.")
             self._queue.ended(well=False)
 
     def _advance(self, event: Event) -> None:
@@ -534,7 +532,7 @@ class RunCycle:
         notes = "".join(f" Note: {note.rstrip('.')}." for note in present.session.progress.notes)
         if present.failed is not None:
             state.status = RunStatus.FAILED
-            state.message = Message("error", f"{present.failed}{kept}")
+            state.tell("error", f"{present.failed}{kept}")
         elif done < total:
             state.status = RunStatus.STOPPED
             how = "Stopped" if present.stopped else "Not everything could be made"

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from ..errors import SectionError, StmditError
-from ..intent import Polygons
-from ..text import some_of
+from ..regions import Polygons
+from ..text import capitalised, some_of
 from ..tissue.alignment import WORDS, Alignment, check_alignment, check_picture, oriented
-from ..tissue.excluded import exclude, exclude_file, read_annotations, write_selections
+from ..tissue.excluded import exclude, exclude_file
 from ..tissue.geometry import spots_in_polygons
 from ..tissue.pseudo_spots import CLUSTERS
+from ..tissue.selections import read_annotations, write_selections
 from ..types import Section, SpotTable
 from . import layers
 from .jobs import Handlers, Job, Lane, Start, failing, once
@@ -221,10 +222,8 @@ class SectionView:
 
     def remove(self) -> None:
         """Remove the section's layers from the viewer."""
-        viewer = self._viewer()
         for layer in (self.spots, self.outlines, self.slide):
-            if viewer is not None and layer is not None and layer in viewer.layers:
-                viewer.layers.remove(layer)
+            layers.remove(self._viewer(), layer)
 
     def activate(self) -> None:
         """Make the spots the active layer, so that napari's status bar describes them."""
@@ -400,28 +399,22 @@ class Choosing:
         if view is None:
             return
         name = next((name for name, ids in self.state.named.items() if set(ids) == set(selected)), "selection")
-        try:
+        with self.state.telling():
             write_selections(view.section.spots, {name: selected} if selected else self.state.named, path)
-        except (StmditError, OSError) as error:
-            self.state.tell("error", str(error))
-            return
-        self.state.tell("info", f"Selection saved in {path}.")
+            self.state.tell("info", f"Selection saved in {path}.")
 
     def load(self, path: str) -> None:
         """Store the annotations of a GeoJSON file as named selections, replacing those of the same name."""
         view = self._view()
         if view is None:
             return
-        try:
+        with self.state.telling():
             read = read_annotations(view.section.spots, path)
-        except StmditError as error:
-            self.state.tell("error", str(error))
-            return
-        found = read.selections
-        self.state.named = {**self.state.named, **found}
-        counts = some_of([f"{name} ({len(ids):,} spots)" for name, ids in found.items()], 5)
-        notes = "".join(f" {note[0].upper()}{note[1:]}{'' if note.endswith('?') else '.'}" for note in read.notes)
-        self.state.tell("warning" if notes else "info", f"Kept as selections: {counts}.{notes}")
+            found = read.selections
+            self.state.named = {**self.state.named, **found}
+            counts = some_of([f"{name} ({len(ids):,} spots)" for name, ids in found.items()], 5)
+            notes = "".join(f" {capitalised(note)}{'' if note.endswith('?') else '.'}" for note in read.notes)
+            self.state.tell("warning" if notes else "info", f"Kept as selections: {counts}.{notes}")
 
     def delete(self, name: str) -> None:
         """Delete a named selection."""
@@ -452,7 +445,7 @@ class Corrections:
         self.state.alignment, self.state.check_pictures = None, ()
         error = failing(SectionError, "whether the spots lie right on the slide cannot be told")
         job = Job("Checking the spots", once(lambda: check_alignment(section)), error, quiet=True)
-        self._lane.submit(job, Handlers(self._checked, self._failed, lambda: None))
+        self._lane.submit(job, Handlers(self._checked, self._failed))
 
     def _checked(self, found: Alignment) -> None:
         self.state.alignment = found
@@ -475,7 +468,7 @@ class Corrections:
 
         error = failing(SectionError, "the slide cannot be shown")
         job = Job("Drawing the spots", once(work), error, quiet=True)
-        self._pictures.submit(job, Handlers(self._drawn, lambda fault: self._say("error", str(fault)), lambda: None))
+        self._pictures.submit(job, Handlers(self._drawn, self.state.tell_error))
 
     def _drawn(self, pictures: Any) -> None:
         self.state.check_pictures = pictures
@@ -496,7 +489,7 @@ class Corrections:
         """Exclude the selected spots, as a named region."""
         section, name = self.state.section, name.strip() or DEFAULT_NAME
         if section is None or not self.state.selected:
-            self._say(
+            self.state.tell(
                 "warning",
                 "Select the spots to exclude first: draw a lasso around the fold, or recall a named selection.",
             )
@@ -521,26 +514,17 @@ class Corrections:
         section = self.state.section
         if section is None or section.excluded is None:
             return
-        try:
+        with self.state.telling():
             write_selections(section.whole.spots, section.excluded.regions, path)
-        except (StmditError, OSError) as error:
-            self._say("error", str(error))
-            return
-        self._say("info", f"Excluded regions saved in {path}.")
+            self.state.tell("info", f"Excluded regions saved in {path}.")
 
     def _change(self, make: Callable[[], Section]) -> None:
-        try:
+        with self.state.telling():
             changed = make()
-        except StmditError as error:
-            self._say("error", str(error))
-            return
-        said = "" if changed.excluded is None else f"{changed.excluded.statement}."
-        self._show(changed, said[:1].upper() + said[1:])
+            said = "" if changed.excluded is None else f"{changed.excluded.statement}."
+            self._show(changed, capitalised(said))
 
     def close(self) -> None:
         """End all jobs."""
         self._lane.abandon()
         self._pictures.abandon()
-
-    def _say(self, kind: Any, text: str) -> None:
-        self.state.tell(kind, text)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..edits import Edit
 from ..expression.changes import Measured, Profile
 from ..expression.edits import edited_levels
 from ..expression.genes import match_genes
 from ..expression.programs import Programs, bundled_programs
-from ..intent import Edit
 from ..types import Genes, SpotTable
 from .state import Colouring, ColourScale, Span
 

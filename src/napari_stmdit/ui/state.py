@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
@@ -12,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from psygnal import SignalGroupDescriptor
 
+from ..edits import Edit, Swap
+from ..errors import StmditError
 from ..evaluation.evaluate import Evaluated
 from ..evaluation.measures import MeasureRow
 from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable
-from ..intent import Edit, Request, SwapEdit
+from ..intent import Request
 from ..progress import Progress
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import Estimate
@@ -333,6 +336,18 @@ class WorkbenchState:
         """Show a message to the user; it stays until the next one."""
         self.message = Message(kind, text, offers)
 
+    def tell_error(self, error: Exception) -> None:
+        """Show an error to the user."""
+        self.tell("error", str(error))
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Show an error in place of raising it."""
+        try:
+            yield
+        except (StmditError, OSError) as error:
+            self.tell_error(error)
+
     @property
     def unsaved_edits(self) -> tuple[Edit, ...]:
         """Edits that neither a file nor a saved result holds."""
@@ -379,7 +394,7 @@ class WorkbenchState:
         edits = [edit for edit in self.request.edits if edit.enabled]
         named = {spot for edit in edits for spot in edit.spots or ()}
         for edit in edits:
-            if isinstance(edit, SwapEdit):
+            if isinstance(edit, Swap):
                 named |= {*edit.group_a, *edit.group_b}
         if self.section is None or not named:
             return ()

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from ..edits import Add, Edit, Scale, SetQuantile, Swap, Table, Towards
 from ..errors import RequestError
 from ..expression.genes import match_genes
-from ..intent import AddEdit, Edit, ScaleEdit, SetQuantileEdit, SwapEdit, TableEdit, TowardsEdit
 from ..types import Genes, SpotTable
 from .state import Brush, EditDraft
 
@@ -138,7 +138,7 @@ _FIELDS = {
 
 def draft_of(edit: Edit, before: EditDraft) -> EditDraft:
     """Return the form of an edit; fields that the edit lacks are kept from before."""
-    if isinstance(edit, TableEdit):  # no form shows a table
+    if isinstance(edit, Table):  # no form shows a table
         return before
     changes: dict[str, Any] = {"operation": edit.operation, "genes": edit.genes, "programs": edit.programs}
     changes |= {field: getattr(edit, field) for field in _FIELDS.get(edit.operation, ())}
@@ -150,17 +150,17 @@ def describe(draft: EditDraft | Edit) -> str:
     what = ", ".join((*draft.programs, *draft.genes)) or "all genes"
     what = what if len(what) <= 24 else what[:22] + "…"
     match draft:
-        case EditDraft(operation="scale") | ScaleEdit():
+        case EditDraft(operation="scale") | Scale():
             return f"{what} × {draft.factor:g}"
-        case EditDraft(operation="add") | AddEdit():
+        case EditDraft(operation="add") | Add():
             return f"{what} {draft.log_units:+g}"
-        case EditDraft(operation="set_quantile") | SetQuantileEdit():
+        case EditDraft(operation="set_quantile") | SetQuantile():
             return f"{what} to quantile {draft.quantile:g}"
-        case EditDraft(operation="towards") | TowardsEdit():
+        case EditDraft(operation="towards") | Towards():
             return f"{what} → {draft.target_profile or f'{len(draft.target_spots)} spots'}"
-        case EditDraft(operation="swap") | SwapEdit():
+        case EditDraft(operation="swap") | Swap():
             return f"swap {what}: {len(draft.group_a)} and {len(draft.group_b)} spots"
-        case TableEdit():
+        case Table():
             return f"{what} from {Path(draft.table).name}"
     return f"{what} knocked out"
 

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from ..dataset.export import Exported
+from ..edits import Towards
 from ..errors import GeneError, RequestError, StmditError, SynthesisError
 from ..evaluation.cases import EvaluationRequest
-from ..evaluation.evaluate import Evaluated
 from ..evaluation.selection import EditEffect
 from ..expression.groups import GroupTable, compare_groups
 from ..expression.programs import known_programs
-from ..intent import Request, SpotList, TowardsEdit
+from ..intent import Request
 from ..progress import Progress
+from ..regions import SpotList
 from ..storage.atomic import read_object, write_json
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import DOSES, GRID, Variant, dose_strip, guidance_grid
+from ..text import capitalised
 from ..types import Section
 from . import jobs
 from .jobs import Handlers, Job, Lane, Start, failing, once
@@ -55,7 +57,7 @@ class DataSets:
         self._path = path
         self.state.exporting = f"A data set is being written to {path}."
         job = jobs.exporting_dataset(found, path)
-        self._lane.submit(job, Handlers(self._advance, self._failed, self._ended))
+        self._lane.submit(job, Handlers(self._advance, self.state.tell_error, self._ended))
 
     def sources(self, number: int) -> list[Result | StoredResult]:
         """Return the sources of a result's data set: its baseline, if any, and the result."""
@@ -87,9 +89,6 @@ class DataSets:
                 f"Stopped: {value.done} of {value.rows} images are kept; choose the same place again to go on.",
             )
 
-    def _failed(self, error: StmditError) -> None:
-        self.state.tell("error", str(error))
-
     def _ended(self) -> None:
         self.state.exporting = ""
 
@@ -102,6 +101,7 @@ class _UsesModel:
         self._lane = Lane(start)
         self._queue = queue
         self._failed: StmditError | None = None
+        self._found: Any = None  # what it yields at its end
 
     @property
     def busy(self) -> bool:
@@ -126,6 +126,12 @@ class _UsesModel:
         self.state.tell("info", text)
         self._lane.submit(job, Handlers(advance, self._note, ended))
 
+    def _advance(self, value: Any) -> None:
+        if isinstance(value, Progress):
+            self.state.progress = value
+        else:
+            self._found = value
+
     def _note(self, error: StmditError) -> None:
         self._failed = error
 
@@ -141,8 +147,6 @@ class _UsesModel:
 
 class Evaluations(_UsesModel):
     """Evaluation of one section at a time; the same choice again continues a stopped one."""
-
-    _found: Evaluated | None = None
 
     def evaluate(self, path: str, spots: int, seeds: int) -> None:
         """Evaluate the open section into a folder, with the form's guidance, steps, seed, and edits if any."""
@@ -169,12 +173,6 @@ class Evaluations(_UsesModel):
 
         if not self._queue.add(f"Evaluation of {section.name}", start):
             state.tell("info", "The evaluation waits for the present run.")
-
-    def _advance(self, value: Progress | Evaluated) -> None:
-        if isinstance(value, Progress):
-            self.state.progress = value
-        else:
-            self._found = value
 
     def _ended(self) -> None:
         found = self._found
@@ -224,7 +222,7 @@ class Sheets(_UsesModel):
             return
         try:
             for variant in variants:
-                make_plan(section, variant.request, model.card)
+                make_plan(section, variant.request, model)
         except RequestError as error:
             text = " ".join(dict.fromkeys(message for _, message in error.faults))
             state.tell("error", f"This cannot be run: {text}")
@@ -261,7 +259,6 @@ class Effects(_UsesModel):
         self._results = results
         self._measuring = Lane(start)
         self._asked: tuple[int, int | None] | None = None
-        self._found: EditEffect | None = None
         state.events.chosen_result.connect(self._measure, max_args=0)
         state.events.results.connect(self._measure, max_args=0)
 
@@ -284,7 +281,7 @@ class Effects(_UsesModel):
         def failed(fault: StmditError) -> None:
             self.state.effect_faults = {**self.state.effect_faults, number: str(fault)}
 
-        self._measuring.submit(job, Handlers(partial(self._keep, number), failed, lambda: None))
+        self._measuring.submit(job, Handlers(partial(self._keep, number), failed))
 
     def _keep(self, number: int, effect: EditEffect) -> None:
         """Show the effect, and add it to the record of an unsaved result."""
@@ -315,12 +312,6 @@ class Effects(_UsesModel):
         if not self._queue.add("Comparison with chance", start):
             state.tell("info", "The comparison with chance waits for the present run.")
 
-    def _advance(self, value: Progress | EditEffect) -> None:
-        if isinstance(value, Progress):
-            self.state.progress = value
-        else:
-            self._found = value
-
     def _ended(self, number: int) -> None:
         if self._found is None:
             self._end(RunStatus.STOPPED, "warning", "Stopped: chance is not known.")
@@ -333,10 +324,8 @@ class Effects(_UsesModel):
         effect = self.state.effects.get(number)
         if effect is None:
             return
-        try:
+        with self.state.telling():
             self.state.tell("info", f"Table saved in {effect.write_csv(path)}.")
-        except StmditError as error:
-            self.state.tell("error", str(error))
 
     def close(self) -> None:
         """End the measurement."""
@@ -380,7 +369,7 @@ class Groups:
             error,
             quiet=True,
         )
-        handlers = Handlers(self._compared, lambda fault: self.state.tell("error", _sentence(fault)), lambda: None)
+        handlers = Handlers(self._compared, lambda fault: self.state.tell("error", f"{capitalised(str(fault))}."))
         self.state.tell("info", f"Comparing {names[0]} with {names[1]} ...")
         self._lane.submit(job, handlers)
 
@@ -417,11 +406,6 @@ class Groups:
         self._lane.abandon()
 
 
-def _sentence(fault: StmditError) -> str:
-    text = str(fault)
-    return f"{text[0].upper()}{text[1:]}."
-
-
 PROFILES = {"tumour", "stroma"}
 """Profiles of a checkpoint that decide the place."""
 PAINTED = 0.5
@@ -431,12 +415,12 @@ PAINTED = 0.5
 def painting_example(section: Section, model: PatchModel) -> Job:
     """Find the edit of the example and its place; yields the edit and its scale."""
 
-    def work() -> tuple[TowardsEdit, float]:
+    def work() -> tuple[Towards, float]:
         from ..evaluation.demo import demo_request
 
         request, _ = demo_request(section, model.profiles, model.card)
         edit = request.edits[0]
-        assert isinstance(edit, TowardsEdit)
+        assert isinstance(edit, Towards)
         spots = {spot: weight for spot, weight in (edit.spots or {}).items() if weight >= PAINTED}
         return edit.model_copy(update={"spots": spots}), request.edit_scale
 
@@ -486,7 +470,7 @@ class Example:
         self._wanted = False
         self._submit("example", painting_example(section, model), self._paint)
 
-    def _paint(self, found: tuple[TowardsEdit, float]) -> None:
+    def _paint(self, found: tuple[Towards, float]) -> None:
         edit, scale = found
         state = self.state
         update = {"edits": (edit,), "edit_scale": scale, "counterfactual": "on", "mode": "spots"}

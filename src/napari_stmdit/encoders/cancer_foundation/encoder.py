@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ...errors import CheckpointError, GeneError, SectionError
 from ...expression.genes import GeneMatch, gather_counts, match_genes
-from ...intent import hash_genes, validated
+from ...frozen import validated
+from ...intent import hash_genes
 from ...storage.atomic import write_text
 from ...types import Genes
 from ..tensors import read_tensors, write_encoder

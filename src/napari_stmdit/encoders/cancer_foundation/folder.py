@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ...errors import CheckpointError, Fault, table
-from ...intent import Intent, hash_genes, validated
+from ...frozen import Frozen, validated
+from ...intent import hash_genes
 from ...text import shown
 from ..tensors import CONFIG, fill_network, read_config
 from .network import CancerFoundationNetwork, NetworkSizes, ValueStyle
@@ -22,7 +23,7 @@ from .vocabulary import Ties
 Output = Literal["cls", "tokens"]
 
 
-class CancerFoundationSettings(Intent):
+class CancerFoundationSettings(Frozen):
     """Settings that an embedding depends on, besides weights, vocabulary and gene list.
 
     Attributes

@@ -15,7 +15,8 @@ import torch
 
 from ...downloads.places import Reference
 from ...errors import CheckpointError
-from ...intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, hash_genes, validated
+from ...frozen import validated
+from ...intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, hash_genes
 from ...storage.atomic import check_free, replacing
 from ...text import shown
 from ..base import ConfigMixin

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import CheckpointError, Fault
-from ...intent import Intent, validated
+from ...frozen import Frozen, validated
 from ..reading import read_settings
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _with_buffers(averaged: Weights, raw: Weights) -> Weights:
     return Weights(tensors, averaged.naming, averaged.place, tuple(notes), averaged.ignored)
 
 
-class KeyMapping(Intent):
+class KeyMapping(Frozen):
     """Names of a foreign checkpoint, from the user's mapping file.
 
     Attributes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from .common import (
     PROGRAM,
     Choice,
     Connections,
+    Lens,
     NameField,
     Text,
     blocked,
@@ -68,10 +68,9 @@ class ColourStrip(QWidget):  # type: ignore[misc,unused-ignore]
         QPainter(self).drawPixmap(self.rect(), self._pixmap)
 
 
-class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
+class ColourPanel(Lens):
     """Form of a `Colouring`."""
 
-    valueChanged = Signal(object)
     categoryChosen = Signal(str, str)
     """Signal (column, category): a category to be selected."""
 
@@ -178,10 +177,6 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     # --- value
 
-    def value(self) -> Colouring:
-        """Return the colouring."""
-        return self._value
-
     def setValue(self, value: Colouring) -> None:
         """Show a colouring."""
         self._value = value
@@ -239,12 +234,6 @@ class ColourPanel(QWidget):  # type: ignore[misc,unused-ignore]
         box.setRange(-1e9, 1e9)
         box.setDecimals(2)
         return named(without_steppers(box, 66), name, f"{name} of the colour map")
-
-    def _change(self, **changes: object) -> None:
-        value = replace(self._value, **changes)  # type: ignore[arg-type]
-        if value != self._value:
-            self.setValue(value)
-            self.valueChanged.emit(value)
 
     def _name_chosen(self, text: str) -> None:
         text = text.strip()

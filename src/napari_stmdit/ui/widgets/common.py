@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -382,6 +383,27 @@ class Fold(QWidget):  # type: ignore[misc,unused-ignore]
         self.unfolded_changed.emit(on)
 
 
+class Lens(QWidget):  # type: ignore[misc,unused-ignore]
+    """Form of a value, which shows and emits what the user changes."""
+
+    valueChanged = Signal(object)
+    _value: Any
+
+    def value(self) -> Any:
+        """Return what the form says."""
+        return self._value
+
+    def setValue(self, value: Any) -> None:
+        """Show a value."""
+        raise NotImplementedError
+
+    def _change(self, **changes: Any) -> None:
+        value = replace(self._value, **changes)
+        if value != self._value:
+            self.setValue(value)
+            self.valueChanged.emit(value)
+
+
 class Choice(QWidget):  # type: ignore[misc,unused-ignore]
     """Group of buttons of which one is down."""
 
@@ -416,6 +438,11 @@ class Choice(QWidget):  # type: ignore[misc,unused-ignore]
     def button(self, key: str) -> QPushButton:
         """Return a button, for tests and shortcuts."""
         return self._buttons[key]
+
+
+def ask_what_to_read(parent: QWidget, title: str, kinds: str, place: str = "") -> str:
+    """Ask for a file to read, beginning at a place; empty where none was chosen."""
+    return str(QFileDialog.getOpenFileName(parent, title, place, kinds)[0])
 
 
 def ask_where_to_write(parent: QWidget, title: str, kinds: str) -> str:

@@ -8,7 +8,7 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QFileDialog, QProgressBar, QWidget
 
 from ...model.zoo import ZooEntry
-from ...text import size_words
+from ...text import capitalised, size_words
 from ...tissue.public import PublicSection
 from ..checkpoints import Acquisition, Offer, offers, section_offers
 from ..presenter import Presenter
@@ -187,7 +187,7 @@ class SectionsPanel(DownloadsPanel):
         size = entry.size_bytes or self._sizes().get(entry.name)
         asked = entry.name in self._sizes()
         words = size_words(size) if size else "its size is not known" if asked else "its size is asked for"
-        facts = [f"{entry.about[:1].upper()}{entry.about[1:]}.", f"{words[:1].upper()}{words[1:]}; {offer.state}."]
+        facts = [f"{capitalised(entry.about)}.", f"{capitalised(words)}; {offer.state}."]
         terms = [f"Licence: {entry.licence}.", f"Cite: {entry.citation}.", *entry.notes]
         return "\n".join(facts), "\n".join(terms)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,6 @@ from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QDoubleSpinBox,
-    QFileDialog,
     QFrame,
     QHeaderView,
     QLabel,
@@ -23,11 +21,11 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from ...edits import Edit
 from ...errors import GeneError
 from ...expression.edits import Mover
 from ...expression.following import ProgramReach, Reach
 from ...expression.programs import ProgramNote, bundled_notes, known_programs
-from ...intent import Edit
 from ...types import Genes, Section
 from ..presenter import Presenter
 from ..state import Brush, EditDraft
@@ -35,8 +33,10 @@ from ..strokes import parse_names, written
 from .common import (
     Connections,
     Fold,
+    Lens,
     NameField,
     Text,
+    ask_what_to_read,
     ask_where_to_write,
     blocked,
     boxed,
@@ -105,27 +105,6 @@ class GroupField(QComboBox):  # type: ignore[misc,unused-ignore]
             self.clear()
             self.addItems([label for label, _ in entries])
             self.setCurrentIndex(self._data.index(chosen) if chosen in self._data else 0)
-
-
-class Lens(QWidget):  # type: ignore[misc,unused-ignore]
-    """Form of a value, which shows and emits what the user changes."""
-
-    valueChanged = Signal(object)
-    _value: Any
-
-    def value(self) -> Any:
-        """Return what the form says."""
-        return self._value
-
-    def setValue(self, value: Any) -> None:
-        """Show a value."""
-        raise NotImplementedError
-
-    def _change(self, **changes: Any) -> None:
-        value = replace(self._value, **changes)
-        if value != self._value:
-            self.setValue(value)
-            self.valueChanged.emit(value)
 
 
 def percent_slider(name: str, tip: str) -> QSlider:
@@ -308,7 +287,7 @@ class DraftForm(Lens):
 
     def _target_picked(self, data: tuple[str, Any]) -> None:
         if data == _FILE:
-            path, _ = QFileDialog.getOpenFileName(self, "Choose a profile", "", PROFILES)
+            path = ask_what_to_read(self, "Choose a profile", PROFILES)
             self.setValue(self._value)
             if path:
                 self.profileRequested.emit(path)
@@ -667,8 +646,7 @@ class EditsPanel(QWidget):  # type: ignore[misc,unused-ignore]
     # --- private
 
     def _open(self, title: str, kinds: str, do: Callable[[str], None]) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, title, "", kinds)
-        if path:
+        if path := ask_what_to_read(self, title, kinds):
             do(path)
 
     def write(self, title: str, kinds: str, do: Callable[[str], None]) -> None:

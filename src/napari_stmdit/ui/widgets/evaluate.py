@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import Qt, QTimer, QUrl, Signal
+from qtpy.QtCore import Qt, QUrl, Signal
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QDialog, QFileDialog, QGridLayout, QLabel, QScrollArea, QSizePolicy, QWidget
+from superqt.utils import qdebounced
 
 from ...errors import StmditError
 from ...evaluation.cases import EvaluationRequest
@@ -86,16 +87,14 @@ class SpotPanel(QWidget):  # type: ignore[misc,unused-ignore]
             if close_ups.spot is not None:
                 make(close_ups.spot)
 
-        rest = QTimer(self)  # a child: it ends with the dock, whatever it still waits for
-        rest.setSingleShot(True)
-        rest.timeout.connect(look)
+        rested = qdebounced(look, timeout=LOOK_MS, parent=self)  # ends with the dock, whatever it still waits for
         self.unfolded.connect(look)
         self.dose.clicked.connect(lambda: with_spot(sheets.dose_strip))
         self.guidance.clicked.connect(lambda: with_spot(sheets.guidance_grid))
         return connect_state(
             state.events,
             ("close_up", show),
-            ("hovered selected results chosen_result checkpoint", lambda: rest.start(LOOK_MS)),
+            ("hovered selected results chosen_result checkpoint", lambda: rested()),
         )
 
     def show_close_up(self, close_up: CloseUp | None, spot: str | None) -> None:

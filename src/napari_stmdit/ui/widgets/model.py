@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QLabel, QLineEdit, QMenu, QProgressBar, 
 from ...assemble import list_checkpoints
 from ...errors import StmditError
 from ...intent import CheckpointCard
+from ...text import capitalised
 from ...training.adaptation import CORNERS, NOTHING, STAGES, AdaptRequest, default_name
 from ...types import Section
 from ..checkpoints import Adaptation, Adaptations, ConvertIntent
@@ -23,6 +24,7 @@ from .common import (
     Connections,
     Fold,
     Text,
+    ask_what_to_read,
     blocked,
     boxed,
     button,
@@ -121,13 +123,10 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
             return
         known = next((why for value, why in foreign.candidates if abs(value - mpp) < 1e-9), "")
         side = f"A patch then shows {foreign.patch_px * mpp:.0f} µm of tissue."
-        self.why.show_text(f"{side} {known[:1].upper()}{known[1:]}." if known else side)
+        self.why.show_text(f"{side} {capitalised(known)}." if known else side)
 
     def _browse(self) -> None:
-        chosen, _ = QFileDialog.getOpenFileName(
-            self, "Gene list, one symbol a line", "", "Text (*.txt *.tsv *.csv);;All files (*)"
-        )
-        if chosen:
+        if chosen := ask_what_to_read(self, "Gene list, one symbol a line", "Text (*.txt *.tsv *.csv);;All files (*)"):
             self.genes.setText(chosen)
 
     def _convert(self) -> None:
@@ -267,7 +266,7 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.unload.setEnabled(card is not None)
         self.notice.show_text(CPU_NOTICE if card is not None and device.startswith("cpu") else "")
         lacking = lacking or {}
-        reasons = [_sentence(getattr(error, "reason", str(error))) for error in lacking.values()]
+        reasons = [capitalised(getattr(error, "reason", str(error))) for error in lacking.values()]
         self.lacking.show_text("\n\n".join([*reasons, LACKING_ADVICE] if reasons else []))
         for what, choose in self.embeddings.items():
             takes = card is not None and what in card.conditions
@@ -298,20 +297,14 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _browse_file(self) -> None:
         kinds = "Weights (*.safetensors *.pt *.pth *.ckpt *.bin);;All files (*)"
-        chosen, _ = QFileDialog.getOpenFileName(self, "Choose the weights of a checkpoint", "", kinds)
-        if chosen:
+        if chosen := ask_what_to_read(self, "Choose the weights of a checkpoint", kinds):
             self.pathChosen.emit(chosen)
 
     def _browse_embeddings(self, what: str) -> None:
         kinds = "Embeddings (*.npy *.h5 *.hdf5 *.h5ad);;All files (*)"
-        chosen, _ = QFileDialog.getOpenFileName(self, f"Choose {what} embeddings", "", kinds)
-        if chosen:
+        if chosen := ask_what_to_read(self, f"Choose {what} embeddings", kinds):
             self._embeddings[what] = chosen
             self.valueChanged.emit(self.value())
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 ABOUT = (
@@ -437,7 +430,7 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 if known.alive
                 else f"Stopped at {100 * at.fraction:.0f} %: {STAGES[at.stage].lower()}"
             )
-            self.told.show_text(f"{head}. {_as_sentence(at.words)}".strip())
+            self.told.show_text(f"{head}. {capitalised(at.words)}." if at.words else f"{head}.")
         self.figures.show_text(at.short if at is not None and known.done else "")
         self._show_picture("" if at is None else at.sheet or "")
         if known.done and known.name not in self._told:
@@ -490,7 +483,3 @@ class AdaptPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def _open_picture(self) -> None:
         if self._picture[0]:
             QDesktopServices.openUrl(QUrl.fromLocalFile(self._picture[0]))
-
-
-def _as_sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}." if text else ""

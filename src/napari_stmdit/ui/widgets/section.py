@@ -23,6 +23,7 @@ from .common import (
     Connections,
     Fold,
     Text,
+    ask_what_to_read,
     blocked,
     boxed,
     button,
@@ -133,8 +134,7 @@ class SlidePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.pitch.setPlaceholderText("the table's positions" if there else f"{VISIUM_PITCH_UM:g}")
 
     def _browse(self) -> None:
-        chosen, _ = QFileDialog.getOpenFileName(self, "Choose the predicted table", self.table.text(), TABLES)
-        if chosen:
+        if chosen := ask_what_to_read(self, "Choose the predicted table", TABLES, self.table.text()):
             self.table.setText(chosen)
 
 
@@ -469,10 +469,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         section = self._section
         if section is None or section.path is None:
             return
-        chosen, _ = QFileDialog.getOpenFileName(
-            self, "Where is the full-resolution slide image?", self._beside(), IMAGES
-        )
-        if chosen:
+        if chosen := ask_what_to_read(self, "Where is the full-resolution slide image?", IMAGES, self._beside()):
             mpp = section.calibration.mpp if section.calibration.source == "override" else None
             factors = section.expression.place or None
             source = SectionSource.given(str(section.path), fullres=chosen, mpp=mpp, factors=factors)
@@ -515,14 +512,10 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self._chosen(chosen)
 
     def _browse_table(self) -> None:
-        chosen, _ = QFileDialog.getOpenFileName(
-            self, "Choose a .h5ad with its spots", self._beside(), "AnnData (*.h5ad)"
-        )
-        self._chosen(chosen)
+        self._chosen(ask_what_to_read(self, "Choose a .h5ad with its spots", "AnnData (*.h5ad)", self._beside()))
 
     def _browse_slide(self) -> None:
-        chosen, _ = QFileDialog.getOpenFileName(self, "Choose a plain H&E slide", self._beside(), IMAGES)
-        self._chosen(chosen)
+        self._chosen(ask_what_to_read(self, "Choose a plain H&E slide", IMAGES, self._beside()))
 
     def _beside(self) -> str:
         """Return the folder of the last section: the next is looked for beside it, not in it."""
@@ -546,8 +539,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _browse_image(self) -> None:
         start = self.fullres.text() or self.path.text()
-        chosen, _ = QFileDialog.getOpenFileName(self, "Choose the full-resolution slide image", start, IMAGES)
-        if chosen:
+        if chosen := ask_what_to_read(self, "Choose the full-resolution slide image", IMAGES, start):
             self.fullres.setText(chosen)
 
 

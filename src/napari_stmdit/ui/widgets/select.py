@@ -10,7 +10,6 @@ from qtpy.QtGui import QDoubleValidator
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QComboBox,
-    QFileDialog,
     QHeaderView,
     QLabel,
     QLineEdit,
@@ -29,6 +28,7 @@ from .common import (
     Connections,
     Fold,
     Text,
+    ask_what_to_read,
     ask_where_to_write,
     blocked,
     boxed,
@@ -175,8 +175,7 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
             do(path)
 
     def _open(self, do: Callable[[str], None]) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Import selections", "", "Annotations (*.geojson *.json)")
-        if path:
+        if path := ask_what_to_read(self, "Import selections", "Annotations (*.geojson *.json)"):
             do(path)
 
     def show_count(self, selected: int, total: int | None) -> None:
@@ -375,10 +374,7 @@ class ExcludePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.about.show_text(said)
 
     def _open(self, do: Callable[[str], None]) -> None:
-        path, _ = QFileDialog.getOpenFileName(
-            self, "Exclude the regions of a file", "", "Annotations (*.geojson *.json)"
-        )
-        if path:
+        if path := ask_what_to_read(self, "Exclude the regions of a file", "Annotations (*.geojson *.json)"):
             do(path)
 
     def _save(self, do: Callable[[str], None]) -> None:

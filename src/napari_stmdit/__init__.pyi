@@ -1,0 +1,34 @@
+from . import edits as edits
+from . import regions as regions
+from .assemble import Checkpoint as Checkpoint
+from .assemble import convert_checkpoint as convert_checkpoint
+from .assemble import load_checkpoint as load_checkpoint
+from .dataset.export import export_dataset as export_dataset
+from .errors import StmditError as StmditError
+from .evaluation.cases import EvaluationRequest as EvaluationRequest
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.paper_figure import write_figure as write_figure
+from .evaluation.results import evaluate_result as evaluate_result
+from .evaluation.selection import measure_edit as measure_edit
+from .expression.groups import compare_groups as compare_groups
+from .intent import CheckpointCard as CheckpointCard
+from .intent import Guidance as Guidance
+from .intent import Request as Request
+from .intent import SpotProfile as SpotProfile
+from .model.checkpoint import load_transformer as load_transformer
+from .synthesis.plan import plan as plan
+from .synthesis.result import Result as Result
+from .synthesis.session import run as run
+from .synthesis.session import synthesize as synthesize
+from .tissue.alignment import check_alignment as check_alignment
+from .tissue.open import open_sample_section as open_sample_section
+from .tissue.open import open_section as open_section
+from .training.adapt import adapt as adapt
+from .types import Calibration as Calibration
+from .types import Patch as Patch
+from .types import PatchResult as PatchResult
+from .types import Plan as Plan
+from .types import Section as Section
+from .types import SpotTable as SpotTable
+
+__version__: str
