@@ -24,7 +24,7 @@ import pandas as pd
 
 from napari_stmdit import load_checkpoint, open_section
 from napari_stmdit.cli._common import ProgressBar
-from napari_stmdit.evaluation.cases import EvaluationRequest
+from napari_stmdit.evaluation.cases import MIN_SPOTS, EvaluationRequest
 from napari_stmdit.evaluation.counterfactual import CounterfactualCheck
 from napari_stmdit.progress import BATCH, finish
 
@@ -103,9 +103,12 @@ def parse() -> argparse.Namespace:
         "--size", type=int, nargs=2, default=(7936, 8192), help="width and height of d0's slide in pixels"
     )
     parser.add_argument("--checkpoint", help="trained on the factors of d0: swap those of d14")
-    parser.add_argument("--pairs", type=int, default=64, help="of spots that are swapped")
+    parser.add_argument("--pairs", type=int, default=64, help="of spots that are swapped, at least 8")
     parser.add_argument("--output", type=Path, required=True)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.pairs < MIN_SPOTS:
+        parser.error(f"--pairs is {options.pairs}; an interval takes at least {MIN_SPOTS}")
+    return options
 
 
 if __name__ == "__main__":

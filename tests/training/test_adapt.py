@@ -131,7 +131,7 @@ def check_that_it_is_evaluated(made, tiny_folder, tmp_path):
     small = ("--parts", "counterfactual", "--pairs", 8, "--steps", 1, "--draws", 100, "--device", "cpu")
     assert "give the table" in refused("evaluate", "mine", tiny_folder, *small, "--output", tmp_path / "refused")
     config = yaml.safe_load((made.work / "config.yaml").read_text())
-    config["held_out"] = config["train"]  # a folder with its factors
+    config["held_out"] = [{**config["train"][0], "name": "held out"}]  # a folder with its factors
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     figures = []
     for name, given in (

@@ -184,7 +184,7 @@ def _nearest_centre(microns: NDArray[np.float64]) -> tuple[NDArray[np.int64], ND
 
 
 _TILE = 512
-_MIN_PX, _DRAWN_PX = 1024, 2048
+_MIN_PX, _DRAWN_PX, _BAND = 1024, 4096, 128
 
 
 def outlines_of(shapes: NDArray[Any]) -> NDArray[np.float32]:
@@ -235,7 +235,9 @@ def drawn_outlines(pieces: NDArray[np.float32], shape: tuple[int, int]) -> list[
     for number, (height, width) in enumerate(level_sizes(shape)):
         source = _Drawing(ordered, (height, width), 2**number)
         if max(height, width) <= _DRAWN_PX:
-            levels.append(source[:, :, :])
+            # in bands: a thread that works on millions of pieces at once keeps the others waiting
+            bands = [source[top : top + _BAND, :, :] for top in range(0, height, _BAND)]
+            levels.append(np.concatenate(bands))
             continue
         how: dict[str, Any] = {"name": f"outlines-{uuid4().hex}", "meta": np.empty((0, 0, 0), np.uint8)}
         levels.append(da.from_array(source, chunks=(_TILE, _TILE, 4), **how))
