@@ -90,7 +90,8 @@ def written(facts: dict[str, Any]) -> str:
             "",
             f"**Programs**, raised by two standard deviations in {programs['spots']} spots; {programs['n']} programs. With what varies with them: "
             f"correlation of effect and real trend {interval_text(programs, 'correlation')}, slope {number(programs['slope'])}; their own genes alone: "
-            f"{interval_text(programs['alone'], 'correlation')}, slope {number(programs['alone']['slope'])}.",
+            f"{interval_text(programs['alone'], 'correlation')}, slope {number(programs['alone']['slope'])}. Morphology follows by its trend over "
+            "the section without the block of the spot, so this asks whether the network shows the trend, not whether the trend holds elsewhere.",
             "",
             "| program | real trend of haematoxylin | with what varies with it | alone |",
             "| --- | --- | --- | --- |",
