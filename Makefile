@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 # what else pip is to install or to keep to, and which of pyproject.toml's groups
 ALSO ?=
 GROUP ?= dev
+# the viewer's Qt, another of its groups: pyside6, or pyqt6, which the extra `all` brings; each in an environment of its own
+QT ?= pyside6
 # of `make test-new`
 NEW_PYTHON ?= python3.13
 NEW := "spatialdata>=0.8" "anndata>=0.13" "ome-zarr>=0.21" "zarr>=3.4"
@@ -24,7 +26,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[all,train]" $(ALSO) --group $(GROUP)
+	$(BIN)/python -m pip install --quiet --editable ".[train]" $(ALSO) --group $(GROUP) --group $(QT)
 	touch $(STAMP)
 
 demo: $(STAMP)
@@ -53,7 +55,7 @@ out/lowest.txt: pyproject.toml
 	mkdir -p out
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet uv
-	echo "$(TORCH)" | .venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra all --extra train --group test \
+	echo "$(TORCH)" | .venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra train --group test --group $(QT) \
 		--python .venv-lowest/bin/python --output-file $@ pyproject.toml -
 
 check: $(STAMP)

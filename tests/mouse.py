@@ -1,10 +1,10 @@
-"""A mouse and keys for the canvas of a real viewer, by Qt's own events."""
+"""A mouse and keys for a real viewer, by Qt's own events."""
 
 import time
 
 import numpy as np
 from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
-from qtpy.QtGui import QKeyEvent, QMouseEvent
+from qtpy.QtGui import QKeyEvent, QMouseEvent, QWheelEvent
 from qtpy.QtWidgets import QApplication
 
 PLAIN, SHIFT = Qt.KeyboardModifier.NoModifier, Qt.KeyboardModifier.ShiftModifier
@@ -57,6 +57,27 @@ class Mouse:
         for kind in (QEvent.Type.KeyPress, QEvent.Type.KeyRelease):
             QApplication.sendEvent(self.canvas, QKeyEvent(kind, key, keys, text))
             QApplication.processEvents()
+
+
+def turn_wheel(control, notches):
+    """Turn the wheel over the middle of a control, as the system would: what it does not take goes on to its parents."""
+    window, middle = control.window(), control.rect().center()
+    place, accepted = window.childAt(control.mapTo(window, middle)), False
+    # Qt itself passes on only what comes from the system, and QTest.wheelEvent, which does, is PySide's alone
+    while place is not None and not accepted:
+        event = QWheelEvent(
+            QPointF(place.mapFromGlobal(control.mapToGlobal(middle))),
+            QPointF(control.mapToGlobal(middle)),
+            QPoint(),
+            QPoint(0, 120 * notches),
+            Qt.MouseButton.NoButton,
+            PLAIN,
+            Qt.ScrollPhase.NoScrollPhase,
+            False,
+        )
+        QApplication.sendEvent(place, event)
+        place, accepted = place.parentWidget(), event.isAccepted()
+    QApplication.processEvents()
 
 
 class Press:

@@ -113,11 +113,39 @@ def test_anndata(tmp_path, vectors, kind):
     assert found.ids.tolist() == IDS.tolist()
 
 
+def test_names_of_observations_as_nullable_text(tmp_path, vectors):
+    """AnnData 0.13 writes text of pandas 3 as two arrays: the values, and which are missing."""
+    path = tmp_path / "section.h5ad"
+    annotated(vectors).write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        obs = file["obs"]
+        if isinstance(obs["_index"], h5py.Dataset):
+            obs.move("_index", "values")
+            obs.create_group("_index").attrs["encoding-type"] = "nullable-string-array"
+            obs.move("values", "_index/values")
+            obs["_index/mask"] = np.zeros(len(IDS), dtype=bool)
+    assert read_embeddings(f"{path}::uni2h").ids.tolist() == IDS.tolist()
+    with h5py.File(path, "r+") as file:
+        file["obs/_index/mask"][2] = True
+    with pytest.raises(SectionError, match=r"section.h5ad: some of its ids are missing"):
+        read_embeddings(f"{path}::uni2h")
+    with h5py.File(path, "r+") as file:
+        file["obs/_index"].attrs["encoding-type"] = "categorical"
+    with pytest.raises(SectionError, match="its ids are stored as a group, expected a plain array of text"):
+        read_embeddings(f"{path}::uni2h")
+
+
 def test_factors_in_tables_of_numbers(tmp_path, vectors):
     """As NMF, topic models and cell2location leave them: data frames in obsm, and CSV files."""
-    adata, factors = annotated(vectors), pd.DataFrame(vectors[:, 0], index=IDS, columns=[f"B/T {k}" for k in range(5)])
+    adata, factors = annotated(vectors), pd.DataFrame(vectors[:, 0], index=IDS, columns=[f"T {k}" for k in range(5)])
     adata.obsm["abundance"], adata.obsm["words"] = factors, pd.DataFrame({"region": list("abcdef")}, index=IDS)
     adata.write_h5ad(tmp_path / "section.h5ad")
+    with h5py.File(tmp_path / "section.h5ad", "r+") as file:  # a slash, as AnnData up to 0.12 wrote it
+        table = file["obsm/abundance"]
+        for name in factors:
+            table.move(name, f"B/{name}")
+        table.attrs["column-order"] = [f"B/{name}" for name in factors]
+    factors = factors.add_prefix("B/")
     factors.to_csv(tmp_path / "factors.csv")
     factors.to_csv(tmp_path / "packed.csv.gz", index_label="spot")
     for place in ("section.h5ad::abundance", "factors.csv", "packed.csv.gz"):

@@ -197,7 +197,11 @@ def _values(array: Any, path: Path) -> NDArray[Any]:
 
 def _text(array: Any, path: Path) -> NDArray[Any]:
     if not hasattr(array, "shape"):
-        raise SectionError(f"{path}: its ids are stored as a group, expected a plain array of text")
+        if array.attrs.get("encoding-type") != "nullable-string-array":
+            raise SectionError(f"{path}: its ids are stored as a group, expected a plain array of text")
+        if np.any(_values(array["mask"], path)):
+            raise SectionError(f"{path}: some of its ids are missing")
+        array = array["values"]  # text of pandas 3, as AnnData 0.13 writes it
     return _values(array, path)
 
 

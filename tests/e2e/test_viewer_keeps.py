@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from mouse import CONTROL, SHIFT
-from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
-from qtpy.QtTest import QTest
+from mouse import CONTROL, SHIFT, turn_wheel
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QAbstractSpinBox, QApplication, QComboBox, QPushButton, QSlider
 from standins import CropModel, card_for
 from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
@@ -41,15 +40,6 @@ def opened(workbench, tiny_section):  # noqa: F811
     presenter.runs.run()
     assert settle(lambda: presenter.state.results and not presenter.state.status.busy)
     return workbench
-
-
-def turn(control, notches=-1):
-    """Turn the wheel over the middle of a control, as the system would: what it does not take goes on to its parents."""
-    window = control.window()
-    QTest.wheelEvent(
-        window.windowHandle(), QPointF(control.mapTo(window, control.rect().center())), QPoint(0, 120 * notches)
-    )
-    QApplication.processEvents()
 
 
 def value_of(control):
@@ -91,13 +81,14 @@ def test_the_wheel_over_an_unfocused_control_scrolls_and_changes_nothing(viewer,
                     continue
                 name, value = control.accessibleName(), value_of(control)
                 assert not control.hasFocus(), name
+                assert control.focusPolicy() == Qt.FocusPolicy.StrongFocus, name  # not WheelFocus
                 opened.scroll.ensureWidgetVisible(control, 0, 100)
                 QApplication.processEvents()
                 at = bar.value()
-                turn(control, -1 if at < bar.maximum() else 1)
+                turn_wheel(control, -1 if at < bar.maximum() else 1)
                 assert value_of(control) == value, name
                 assert wanted(opened) == before, name
-                assert bar.value() != at, name  # it went on to the dock
+                assert bar.value() != at, (name, at, bar.maximum())  # it went on to the dock
                 walked.add(control)
     assert len(walked) > 20
     form = opened.synthesize
@@ -107,7 +98,7 @@ def test_the_wheel_over_an_unfocused_control_scrolls_and_changes_nothing(viewer,
     assert settle(form.steps.hasFocus)
     opened.scroll.ensureWidgetVisible(form.steps)
     QApplication.processEvents()
-    turn(form.steps, 1)
+    turn_wheel(form.steps, 1)
     assert opened.state.request.steps == 1  # who has taken hold of a control may turn it
 
 

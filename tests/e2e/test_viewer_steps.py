@@ -321,10 +321,8 @@ def test_a_section_that_was_opened_is_offered_again(workbench, tiny_folder):  # 
 def middle_of(viewer):  # noqa: F811
     """Return how bright the middle of a viewer's canvas is on the screen."""
     canvas = viewer.window._qt_viewer.canvas.native
-    screen = canvas.screen()
-    image = screen.grabWindow(
-        0, *[int(v) for v in (canvas.mapToGlobal(canvas.rect().center()) - QPoint(10, 10)).toTuple()], 20, 20
-    ).toImage()
+    corner = canvas.mapToGlobal(canvas.rect().center()) - QPoint(10, 10)
+    image = canvas.screen().grabWindow(0, corner.x(), corner.y(), 20, 20).toImage()
     return sum(image.pixelColor(x, y).lightness() for x in range(20) for y in range(20)) / 400
 
 

@@ -209,11 +209,11 @@ def test_a_full_disk_keeps_what_is_finished(section, tmp_path, monkeypatch):
     put = local._put
     room = [25]
 
-    def full(path, value, exclusive=False):
+    def full(*what, **how):
         room[0] -= 1
         if room[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return put(path, value, exclusive)
+        return put(*what, **how)
 
     monkeypatch.setattr(local, "_put", full)
     with pytest.raises(StoreError, match="is full: make room") as error:
