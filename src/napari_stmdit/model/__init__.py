@@ -1,3 +1,5 @@
+"""Networks, their inference and checkpoints. Importing the package settles what they are imported beside."""
+
 import sys
 from pathlib import Path
 
