@@ -132,8 +132,10 @@ def synthesize_stack(
     yield Stack(images, made), None
     if len(done) == len(plan):
         return
-    how: dict[str, Any] = {"batch": batch, "cancel": cancel, "done": done, "conditions": conditions, "kept": KEPT}
-    for event in Session(plan, section, model, **how).steps():
+    session = Session(
+        plan, section, model, batch=batch, cancel=cancel, done=done, conditions=conditions, kept=KEPT
+    )  # named, so that a type checker reads them
+    for event in session.steps():
         if isinstance(event, Pasted):
             for patch in event.images:
                 images[patch.patch.index] = patch.pixels

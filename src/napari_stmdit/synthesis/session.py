@@ -46,6 +46,8 @@ class Session:
     preview_every
         Steps between previews of the first patch of a batch; each costs one decoding and changes no result. 0 is off.
         Not in continuous mode.
+    done
+        Indices of patches that are finished already, beside those on the canvas.
     only
         Indices of the patches to compute, a share of the plan; None: all. Not in continuous mode, whose windows belong
         together.
@@ -53,6 +55,8 @@ class Session:
         From `condition_rows`, where a plan is computed in shares; None makes them. Spots mode only.
     measured
         Cache of the spots' encodings, shared by successive runs. Spots mode only.
+    kept
+        Sentence on where finished patches are kept, for errors.
 
     Attributes
     ----------
@@ -78,9 +82,11 @@ class Session:
         batch: int = BATCH,
         cancel: CancelToken | None = None,
         preview_every: int = 0,
+        done: Collection[int] = (),
         only: Collection[int] | None = None,
         conditions: Conditions | None = None,
         measured: MeasuredSpots | None = None,
+        kept: str = "",
     ) -> None:
         if only is not None and plan.windows is not None:
             raise SynthesisError("a continuous region stays together and cannot be shared out; share out spots instead")
@@ -93,8 +99,8 @@ class Session:
         self.failed: dict[int, str] = {}
         self._wanted = frozenset(range(len(plan)) if only is None else only)
         self._before = frozenset(canvas.finished if canvas is not None else ())
-        self.finished = set(self._before & self._wanted)
-        self._conditions = conditions
+        self.finished = set((self._before | frozenset(done)) & self._wanted)
+        self._conditions, self._kept = conditions, kept
         self._measured = measured or MeasuredSpots(section, model)
         self._notes: list[str] = []
         self._facts: Mapping[str, Any] = {}
@@ -124,7 +130,7 @@ class Session:
             except StmditError:
                 raise
             except Exception as error:
-                raise SynthesisError(sampling_failure(error)) from error
+                raise SynthesisError(" ".join(filter(None, (sampling_failure(error), self._kept)))) from error
 
     def _computed(self) -> Iterator[Event]:
         if self.plan.windows is None:
