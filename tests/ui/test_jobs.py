@@ -103,4 +103,5 @@ def test_the_viewers_lanes_hold_nothing_that_leaves_something_behind():
         "link",
         "example",
         "ahead",
+        "outlines",
     }
