@@ -7,6 +7,8 @@ from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QKeyEvent, QMouseEvent, QWheelEvent
 from qtpy.QtWidgets import QApplication
 
+from napari_stmdit.ui.compare import SPACING_PX, grid_of
+
 PLAIN, SHIFT = Qt.KeyboardModifier.NoModifier, Qt.KeyboardModifier.ShiftModifier
 CONTROL, ALT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.AltModifier
 
@@ -21,9 +23,14 @@ class Mouse:
     def at(self, world):
         camera = self.viewer.scene.camera if hasattr(self.viewer, "scene") else self.viewer.camera
         centre, zoom = np.array(camera.center[-2:]), camera.zoom
-        size = np.array([self.canvas.height(), self.canvas.width()])
-        y, x = (np.asarray(world)[-2:] - centre) * zoom / self.canvas.devicePixelRatio() + size / 2
-        return QPointF(float(x), float(y))
+        y, x = (np.asarray(world)[-2:] - centre) * zoom / self.canvas.devicePixelRatio()
+        return QPointF(float(x) + self._middle_of_first_cell(), float(y) + self.canvas.height() / 2)
+
+    def _middle_of_first_cell(self):
+        """Return x in the middle of where the section is shown: the whole canvas, or the first of some pictures side by side."""
+        grid, width = grid_of(self.viewer), self.canvas.width()
+        cells = int(grid.shape[1]) if grid.enabled else 1
+        return (width - SPACING_PX * (cells - 1)) / cells / 2
 
     def send(self, kind, world, button=Qt.MouseButton.LeftButton, keys=PLAIN):
         place = self.at(world)
