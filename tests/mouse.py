@@ -23,7 +23,7 @@ class Mouse:
     def at(self, world):
         camera = self.viewer.scene.camera if hasattr(self.viewer, "scene") else self.viewer.camera
         centre, zoom = np.array(camera.center[-2:]), camera.zoom
-        y, x = (np.asarray(world)[-2:] - centre) * zoom / self.canvas.devicePixelRatio()
+        y, x = (np.asarray(world)[-2:] - centre) * zoom
         return QPointF(float(x) + self._middle_of_first_cell(), float(y) + self.canvas.height() / 2)
 
     def _middle_of_first_cell(self):

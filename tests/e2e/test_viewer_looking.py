@@ -1,6 +1,9 @@
 """What a user sees of a result, and what it costs to show it: camera, frames, names, rings, repaints, one history."""
 
+import os
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -180,3 +183,29 @@ def test_rings_keep_their_width_on_the_screen(viewer, opened):  # noqa: F811
     np.testing.assert_allclose(on_screen(), close, rtol=0.3)
     camera.zoom = 0.05  # seen from afar they shrink with the spots
     assert on_screen()[0] < 1 and spots.border_width[0] == pytest.approx(0.14)
+
+
+DENSE = """
+import napari, numpy as np
+from qtpy.QtWidgets import QApplication
+from napari_stmdit.ui.widgets.overlay import Overlay, canvas_in
+
+viewer = napari.Viewer(show=True)
+viewer.add_image(np.zeros((900, 1000)))
+for _ in range(30):
+    QApplication.processEvents()
+canvas = viewer.window._qt_viewer.canvas
+overlay = Overlay(canvas_in(viewer.window._qt_window))
+overlay._viewer = viewer
+place = overlay.on_canvas((200.0, 300.0))
+print(overlay.devicePixelRatioF(), *canvas._map_canvas2world((place.x(), place.y()), canvas.view)[-2:])
+overlay.hide(), viewer.close()
+"""
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_lines_lie_where_the_tissue_is_on_a_dense_display(scale):
+    """Frames and labels are drawn by Qt, the tissue by napari, which must agree on a laptop's scaled display as well."""
+    scaled = os.environ | {"QT_SCALE_FACTOR": str(scale)}
+    done = subprocess.run([sys.executable, "-c", DENSE], capture_output=True, text=True, env=scaled, check=True)
+    assert [float(word) for word in done.stdout.split()[-3:]] == pytest.approx([scale, 200, 300], abs=1)

@@ -148,8 +148,8 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
     def _places(self, world: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return places (..., 2), (x, y) in pixels, of places (..., 2), (y, x) in the world."""
         camera = camera_of(self._viewer)
-        zoom = camera.zoom / self.devicePixelRatioF()
-        yx = (world - np.asarray(camera.center, dtype=np.float64)[-2:]) * zoom
+        # napari's zoom counts Qt's pixels, whatever the display makes of them
+        yx = (world - np.asarray(camera.center, dtype=np.float64)[-2:]) * camera.zoom
         return np.asarray(yx[..., ::-1] + (self.width() / 2, self.height() / 2))
 
     def paintEvent(self, event: QPaintEvent) -> None:
