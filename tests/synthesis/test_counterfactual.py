@@ -13,7 +13,7 @@ from standins import CropModel, card_for
 from tiny import TINY_GENES
 
 import napari_stmdit as st
-from napari_stmdit.edits import Add, KnockOut, Scale, Towards
+from napari_stmdit.edits import Add, KnockOut, Scale, Swap, Towards
 from napari_stmdit.errors import RequestError
 from napari_stmdit.expression.covariation import covariation_of
 from napari_stmdit.intent import Request
@@ -483,8 +483,11 @@ def test_edits_that_nothing_follows_go_by_the_map_and_both_kinds_add_up(hidden):
     )
 
 
-def test_what_becomes_another_profile_altogether_is_not_moved_further(hidden):
-    section, _ = hidden
-    target = Towards(target_spots=tuple(section.spots.ids[:10].tolist()))
-    (alone, _), (both, _) = change_of(hidden, target), change_of(hidden, Add(genes=UP, log_units=0.3), target)
-    np.testing.assert_allclose(both, alone, rtol=1e-3, atol=1e-4)
+def test_a_change_of_the_whole_profile_adds_up_with_what_follows_as_counts_and_depth_do(hidden):
+    section, spots = hidden
+    others = tuple(section.spots.ids[:10].tolist())
+    follow = Add(genes=UP, log_units=0.3)
+    trend, _ = change_of(hidden, follow)
+    for edit in (Towards(target_spots=others), Swap(group_a=tuple(spots), group_b=others)):
+        (alone, _), (both, _) = change_of(hidden, edit), change_of(hidden, follow, edit)
+        np.testing.assert_allclose(both, alone + trend, rtol=1e-3, atol=1e-4)

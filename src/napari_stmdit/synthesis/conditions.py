@@ -314,19 +314,13 @@ def _with_trend(before: Before, plan: Plan, section: Section, model: PatchModel)
     request, spots, rows = plan.request, section.spots, spot_rows(plan)
     if before.follows.trend is None:
         return before
-    ids, edits = spots.ids[rows].tolist(), active_edits(request.edits)
-    along = following(rows, ids, spots, edits, known_programs(request.programs))
+    edits = active_edits(request.edits)
+    along = following(rows, spots.ids[rows].tolist(), spots, edits, known_programs(request.programs))
     if along is None:
         return before
-    moves = along.moves()
-    for edit in edits:
-        if whole_profile_edit(edit):  # what becomes another profile leaves that much of the way
-            moves *= 1 - spot_weights(edit, ids)[:, None]
     others = tuple(edit for edit in edits if not follows(edit))
-    if not others:
-        return replace(before, along=moves)
     alone = replace(plan, request=request.model_copy(update={"edits": others}), counterfactual=False)
-    return replace(before, along=moves, others=condition_rows(alone, section, model))
+    return replace(before, along=along.moves(), others=condition_rows(alone, section, model) if others else None)
 
 
 def shuffled_rows(count: int, seed: int) -> NDArray[np.int64]:

@@ -117,8 +117,11 @@ class Before:
     @property
     def words(self) -> tuple[str, ...]:
         """Sentences on how morphology follows these edits."""
-        trend = () if self.along is None or self.follows.trend is None else (self.follows.trend.words,)
-        return (*trend, self.follows.map.words) if not trend or self.others is not None else trend
+        if self.along is None or self.follows.trend is None:
+            return (self.follows.map.words,)
+        return (
+            (self.follows.trend.words,) if self.others is None else (self.follows.trend.words, self.follows.map.words)
+        )
 
     @property
     def facts(self) -> dict[str, Any]:
