@@ -41,7 +41,7 @@ def moved(spots: Spots, checkpoint: Any, target: str, strength: float) -> np.nda
     edits = () if strength == 0 else (Towards(target_profile=target, strength=float(strength)),)
     rows = np.asarray(spots.rows, dtype=np.int64)
     counts = apply_edits(rows, table, edits, {}, checkpoint.profiles)
-    depth = edited_depths(rows, table, edits, checkpoint.profiles)
+    depth = edited_depths(rows, table, edits, {}, checkpoint.profiles)
     return checkpoint.encode_expression(counts, table.genes, depth=depth)
 
 

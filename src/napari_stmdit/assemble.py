@@ -223,14 +223,7 @@ def load_checkpoint(
     from .encoder_sources import encoder_notes, given_embeddings, open_sources
     from .encoders.morphology_map import MorphologyMap
     from .model.counterfactual import counterfactual_fault
-    from .model.folder import (
-        load_component,
-        map_folder,
-        read_folder,
-        read_profile_depths,
-        read_profile_spreads,
-        read_profiles,
-    )
+    from .model.folder import load_component, map_folder, read_folder, read_profiles
     from .model.pipeline import STMDiTPipeline
 
     path = checkpoint_folder(name)
@@ -258,11 +251,7 @@ def load_checkpoint(
         **({"elsewhere": elsewhere} if (elsewhere := folder.elsewhere) else {}),
         **{f"{what}_embeddings": {"source": one.source, "sha256": one.sha256} for what, one in given.items()},
     }
-    spreads, depths = read_profile_spreads(folder), read_profile_depths(folder)
-    profiles = {
-        profile: Profile(folder.card.genes, mean, spreads.get(profile), depths.get(profile))
-        for profile, mean in read_profiles(folder).items()
-    }
+    profiles = read_profiles(folder)
     card = folder.card
     if "expression" in given:  # no count is looked at: a plan must not promise that genes matter
         card = card.model_copy(update={"genes": (), "gene_hash": "", "profiles": (), "expression_given": True})

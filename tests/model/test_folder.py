@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.autoencoder import StmditAutoencoder
-from napari_stmdit.model.folder import load_component, read_folder, read_profile_spreads, read_profiles
+from napari_stmdit.model.folder import load_component, read_folder, read_profiles
 from napari_stmdit.model.foreign.inspect import inspect_checkpoint
 from napari_stmdit.model.transformer import STMDiTTransformer2D
 from napari_stmdit.storage.fingerprint import of_folder
@@ -28,9 +28,11 @@ def test_components_are_built_from_their_folders(tiny_checkpoint):
 
 def test_profiles(tiny_checkpoint):
     folder = read_folder(tiny_checkpoint)
-    means, spreads = read_profiles(folder), read_profile_spreads(folder)
-    assert set(means) == {"tumour", "stroma"} and set(spreads) == {"tumour"}
-    assert all(mean.shape == (30,) and mean.dtype == np.float32 for mean in means.values())
+    found = read_profiles(folder)
+    assert set(found) == {"tumour", "stroma"} and [n for n, one in found.items() if one.spread is not None] == [
+        "tumour"
+    ]
+    assert all(one.mean.shape == (30,) and one.mean.dtype == np.float32 for one in found.values())
     arrays = load_file(tiny_checkpoint / "profiles.safetensors")
     save_file({"tumour.mean": arrays["tumour.mean"]}, tiny_checkpoint / "profiles.safetensors")
     with pytest.raises(CheckpointError, match=r"profiles.safetensors: stroma.mean is missing"):

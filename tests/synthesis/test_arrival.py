@@ -77,19 +77,27 @@ def test_a_profile_with_its_spread_is_read_nearly_as_its_spots_are(section, demo
     assert away[0] < 0.3
 
 
-def test_what_is_added_is_in_proportion_with_strength_and_gives_way_to_a_later_target(section, demo):
+@pytest.mark.parametrize("strength", [0.25, 0.5, 0.75])
+def test_a_spot_is_read_on_a_straight_way_to_its_target(section, demo, strength):
+    ids, own = section.spots.ids, measured(section, demo)
+    group, at = group_of(section, demo), np.array([60, 61, 62])
+    region = SpotList(ids=tuple(ids[at].tolist()))
+    for target in ({"target_spots": tuple(ids[group].tolist())}, {"target_profile": "adipose"}):
+        full = encoded(section, demo, Towards(**target), region=region)
+        found = encoded(section, demo, Towards(**target, strength=strength), region=region)
+        np.testing.assert_allclose(found, own[at] + strength * (full - own[at]), atol=1e-4)
+    np.testing.assert_allclose(full, np.broadcast_to(demo.profiles["adipose"].encoding, full.shape), atol=1e-4)
+
+
+def test_a_later_target_takes_over_and_other_edits_move_nothing_more(section, demo):
     ids = section.spots.ids
     first, second = (Towards(target_spots=tuple(ids[k : k + 8].tolist())) for k in (0, 30))
-    request = Request(edits=(first,), counterfactual="off", region=SpotList(ids=tuple(ids[60:62].tolist())))
-
-    def added(*edits):
-        asked = request.model_copy(update={"edits": edits})
-        return condition_rows(plan(section, asked, demo.card), section, demo).arrival
-
-    half = first.model_copy(update={"strength": 0.5})
-    np.testing.assert_allclose(added(half), added(first) / 2, rtol=1e-5)
-    np.testing.assert_allclose(added(first, second), added(second), atol=1e-5)
-    assert added(Add(genes=(str(section.spots.genes.symbols[0]),), log_units=1)) is None
+    region = SpotList(ids=tuple(ids[60:62].tolist()))
+    both = encoded(section, demo, first, second, region=region)
+    np.testing.assert_allclose(both, encoded(section, demo, second, region=region), atol=1e-4)
+    gene = Add(genes=(str(section.spots.genes.symbols[0]),), log_units=1)
+    made = plan(section, Request(edits=(gene,), counterfactual="off", region=region), demo.card)
+    assert condition_rows(made, section, demo).arrival is None
 
 
 def test_totals_move_in_proportion_with_strength(section):

@@ -12,6 +12,7 @@ from napari_stmdit.training.programs import (
     REGION_MARKERS,
     choose_genes,
     counts_of,
+    crop_looks,
     fit_programs,
     log_normalise,
     rank_by_morphology,
@@ -107,7 +108,7 @@ def test_profiles_are_made_of_the_regions_that_are_asked_for(loaded):
     regions = {"a": ("EPCAM", "KRT8"), "b": ("CD3D", "CD3E"), "c": ("NOT", "THERE")}
     genes = choose_genes([loaded], 12, (), regions)
     assert {"EPCAM", "KRT8", "CD3D", "CD3E"} <= set(genes)
-    assert list(region_profiles([loaded], genes, regions)) == ["a", "b"]
+    assert list(region_profiles([loaded], encoder_of(loaded), regions, patch_px=64)) == ["a", "b"]
 
 
 def test_thinning_keeps_the_expected_share():
@@ -122,12 +123,32 @@ def test_half_of_the_best_rivals_score_counts_against_a_spot():
     np.testing.assert_allclose(region_margins(score), [[1.5, 0.0, -4.0], [-2.0, 3.5, -1.0]])
 
 
+def encoder_of(loaded):
+    """An encoder of all genes of the section."""
+    return fit_programs([loaded], ExpressionSettings(genes=20, programs=4, thinning=3.0), 0)
+
+
 def test_profiles_are_made_of_spots_with_the_markers(loaded):
-    genes = tuple(loaded.section.spots.genes.symbols.tolist())
-    profiles = region_profiles([loaded], genes)
+    encoder = encoder_of(loaded)
+    profiles = region_profiles([loaded], encoder, region_looks={}, patch_px=64)
     assert set(profiles) == set(REGION_MARKERS)
-    overall = log_normalise(counts_of(loaded, genes)).mean(axis=0)
+    overall = log_normalise(counts_of(loaded, encoder.genes)).mean(axis=0)
     for region, marker in (("tumour", "KRT8"), ("immune", "CD3D"), ("adipose", "ADIPOQ")):
-        mean, spread, depth = profiles[region]
-        assert mean.shape == spread.shape == (20,) and -1 < depth < 1
-        assert mean[genes.index(marker)] > overall[genes.index(marker)]
+        found = profiles[region]
+        assert found.mean.shape == found.spread.shape == (20,) and -1 < found.depth < 1
+        assert found.encoding.shape == (5,)
+        assert found.mean[encoder.genes.index(marker)] > overall[encoder.genes.index(marker)]
+
+
+def test_a_profile_is_made_of_spots_that_look_like_its_tissue(loaded):
+    """What has the genes of fat but is as dark as a tumour is none."""
+    encoder, middle = encoder_of(loaded), np.median(loaded.yx[:, 1])
+    pixels = loaded.pixels.copy()
+    pixels[:, : int(middle)] = 235
+    halved = replace(loaded, pixels=pixels)
+    looks = crop_looks(halved, 64)
+    assert looks[loaded.yx[:, 1] < middle - 40, 0].max() < looks[loaded.yx[:, 1] > middle + 40, 0].min()
+    for low, high in ((0.0, 0.4), (0.6, 1.0)):
+        asked = {"adipose": {"haematoxylin": (low, high)}}
+        (of_crops,) = region_profiles([halved], encoder, REGION_MARKERS, asked, 64)["adipose"].found.values()
+        assert of_crops["spots"] >= 2 and (of_crops["haematoxylin"] < looks[:, 0].mean()) == (low == 0.0)

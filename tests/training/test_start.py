@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from training_settings import write_config
 
 from napari_stmdit.assemble import load_checkpoint
@@ -119,3 +121,23 @@ def test_new_programs_stand_for_old_ones_that_vary_and_not_for_steep_ones():
     found = equivalent_scores(slope, said, spread)
     torch.testing.assert_close(found @ said, slope, rtol=0.02, atol=0)
     assert found[0, 0] > 1.9 and abs(found[0, 1]) < 0.001
+
+
+def test_pictures_refine_the_decoder_of_a_checkpoint_and_nothing_else(begun, tiny_config, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(40, 216, (200, 200, 3), dtype=np.uint8)).save(tmp_path / "p.png")
+    picture = {"kind": "image", "name": "slide", "image": str(tmp_path / "p.png"), "mpp": 0.7}
+    changes = {"start": str(begun), "train": [], "pictures": [picture], "transformer": {}}
+    with pytest.raises(RequestError, match="leave out 'start', or set 'autoencoder.refine'"):
+        load_config(tiny_config(**changes))
+    refined = {"refine": True, "decoder_steps": 2, "crop_px": 32}
+    folder = train(tiny_config(**changes, autoencoder=refined), output=tmp_path / "more")
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    told = {".made_by.json", "README.md", "stmdit.json", "training.json", "vae/diffusion_pytorch_model.safetensors"}
+    assert files == {str(file.relative_to(begun)) for file in begun.rglob("*") if file.is_file()}
+    assert {name for name in files if (folder / name).read_bytes() != (begun / name).read_bytes()} == told
+    old, new = tensors(begun / "vae"), tensors(folder / "vae")
+    assert {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])} == {"decoder"}
+    words = (folder / "README.md").read_text()
+    assert "- Transformer: that checkpoint's, unchanged." in words and "- Decoder: 2 further steps" in words
+    card = load_checkpoint(folder, device="cpu").card
+    assert card.conditions == ("expression", "morphology") and card.profiles

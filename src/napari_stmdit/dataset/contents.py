@@ -18,7 +18,7 @@ from ..edits import Swap, Towards
 from ..errors import CheckpointError, SectionError, StmditError, StoreError
 from ..expression.changes import Profile, spot_weights
 from ..intent import Request
-from ..model.folder import read_folder, read_profile_depths, read_profiles
+from ..model.folder import read_folder, read_profiles
 from ..synthesis.conditions import conditioned_counts, mixed_counts, shuffled_rows
 from ..synthesis.result import NO_PATCH, Finished, Result, finished, place_of
 from ..synthesis.stored import StoredResult, StoredResults, read_stored
@@ -588,8 +588,8 @@ def checkpoint_facts(made: Finished, checkpoint: str | Path | None = None) -> Ch
     if folder is None:
         return recorded
     card = folder.card
-    means, depths = (read_profiles(folder), read_profile_depths(folder)) if needed else ({}, {})
-    if missing := [profile for profile in needed if profile not in means]:
+    profiles = read_profiles(folder) if needed else {}
+    if missing := [profile for profile in needed if profile not in profiles]:
         raise CheckpointError(
             f"checkpoint {name!r} has no profile {', '.join(missing)}, which edits of {made.name} name"
         )
@@ -599,7 +599,7 @@ def checkpoint_facts(made: Finished, checkpoint: str | Path | None = None) -> Ch
         data or card.training_data,
         licence or card.licence,
         limits or card.limits,
-        {profile: Profile(card.genes, mean, depth=depths.get(profile)) for profile, mean in means.items()},
+        profiles,
     )
 
 

@@ -34,12 +34,15 @@ class Profile:
         Mean and, where known, standard deviation of log(1 + counts per 10,000), normalised over these genes alone, each (g,).
     depth
         Mean depth of its spots relative to their section, `SpotTable.relative_depth`; None where it is not known.
+    encoding
+        Mean (d,) of what the checkpoint that stores it reads of its spots; None where it is not known.
     """
 
     genes: tuple[str, ...]
     mean: Array
     spread: Array | None = None
     depth: float | None = None
+    encoding: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..downloads.places import Reference
 from ..errors import CheckpointError, table
+from ..expression.changes import Profile
 from ..frozen import validated
 from ..intent import CheckpointCard
 from ..storage.fingerprint import of_folder
@@ -25,6 +26,7 @@ from .zoo import REFERENCE_FILE, read_reference, reference_hash, resolve_referen
 COMPONENTS = ("transformer", "vae", "scheduler", "expression_encoder", "morphology_encoder")
 ENCODERS = ("expression_encoder", "morphology_encoder")
 MORPHOLOGY_MAP = "morphology_map"
+PROFILES = "profiles.safetensors"
 OPTIONAL = (*ENCODERS, "preview_vae", MORPHOLOGY_MAP)
 """Components that a folder may lack: encoders (embeddings serve too), preview decoder, map (then fitted on each section)."""
 SCHEDULERS = ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
@@ -149,49 +151,41 @@ def map_folder(folder: CheckpointFolder) -> Path | None:
     return component.path
 
 
-def read_profiles(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:
-    """Return the tissue profiles stored beside the weights: name -> mean log(1 + counts per 10,000), (genes,).
+def read_profiles(folder: CheckpointFolder) -> dict[str, Profile]:
+    """Return the tissue profiles stored beside the weights.
 
     Raises
     ------
     CheckpointError
-        A profile of the card is missing or does not fit its genes.
+        A profile of the card is missing, does not fit its genes, or has a part of the wrong shape.
     """
-    return _profile_arrays(folder, "mean", required=True)
-
-
-def read_profile_spreads(folder: CheckpointFolder) -> dict[str, NDArray[np.float32]]:
-    """Return the standard deviations of `read_profiles`, where they are stored."""
-    return _profile_arrays(folder, "spread", required=False)
-
-
-def read_profile_depths(folder: CheckpointFolder) -> dict[str, float]:
-    """Return the mean depth, relative to their sections, of the spots behind `read_profiles`, where it is stored."""
     if not folder.card.profiles:
         return {}
-    found = read_weights(folder.path / "profiles.safetensors")
-    stated = {name: found[f"{name}.depth"] for name in folder.card.profiles if f"{name}.depth" in found}
-    wrong = [name for name, tensor in stated.items() if tensor.numel() != 1]
-    if wrong:
-        raise CheckpointError(f"profiles.safetensors: {wrong[0]}.depth holds several values, expected one.")
-    return {name: float(tensor.float().item()) for name, tensor in stated.items()}
+    found, genes = read_weights(folder.path / PROFILES), folder.card.genes
 
+    def part(name: str, ending: str, size: int | None, words: str) -> NDArray[np.float32] | None:
+        tensor = found.get(f"{name}.{ending}")
+        if tensor is None and ending != "mean":
+            return None
+        if tensor is None or tensor.ndim != 1 or (size is not None and len(tensor) != size):
+            got = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
+            expected = "(d,)" if size is None else f"({size},)"
+            raise CheckpointError(f"{PROFILES}: {name}.{ending} is {got}, expected {expected}: {words}.")
+        numbers: NDArray[np.float32] = tensor.float().numpy()
+        return numbers
 
-def _profile_arrays(folder: CheckpointFolder, ending: str, *, required: bool) -> dict[str, NDArray[np.float32]]:
-    if not folder.card.profiles:
-        return {}
-    found = read_weights(folder.path / "profiles.safetensors")
     profiles = {}
     for name in folder.card.profiles:
-        tensor = found.get(f"{name}.{ending}")
-        if tensor is None and not required:
-            continue
-        if tensor is None or tuple(tensor.shape) != (len(folder.card.genes),):
-            got = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-            raise CheckpointError(
-                f"profiles.safetensors: {name}.{ending} is {got}, expected ({len(folder.card.genes)},): one value a gene."
-            )
-        profiles[name] = tensor.float().numpy()
+        mean = part(name, "mean", len(genes), "one value a gene")
+        assert mean is not None
+        depth = part(name, "depth", 1, "one value")
+        profiles[name] = Profile(
+            genes,
+            mean,
+            part(name, "spread", len(genes), "one value a gene"),
+            None if depth is None else float(depth[0]),
+            part(name, "encoding", None, "one value a number of the encoding"),
+        )
     return profiles
 
 

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from .models import PatchModel
 
 
-# What a moved profile lacks of the spots that it is the mean of, as a checkpoint reads them.
+# How a checkpoint reads spots that are moved towards a profile or a group.
 #
 # The mean of the logarithms of many spots is no spot: most genes of a spot have no count, so means add up to another total than spots do,
-# and an encoder, which makes profiles of one total, reads something else than the mean of what it reads of the spots. What is missing is
-# found by encoding these spots, and added in proportion with how far a spot was moved: moved fully, it is read as they are on average.
+# and an encoder, which makes profiles of one total, reads something else than the mean of what it reads of the spots. On the way there it
+# reads yet others. So what it reads moves straight: from the spot's own to the mean of the target's, in proportion with the strength.
 
 
 MAX_GROUP_SPOTS = 256
@@ -44,16 +44,22 @@ BATCH = 16
 
 
 def arrivals(
-    rows: NDArray[np.int64], section: Section, request: Request, model: PatchModel, profiles: Mapping[str, Profile]
+    rows: NDArray[np.int64],
+    sources: NDArray[np.int64],
+    section: Section,
+    request: Request,
+    model: PatchModel,
+    profiles: Mapping[str, Profile],
 ) -> NDArray[np.float32] | None:
     """Return the correction that is added to the encoded expression of edited spots.
 
-    Counts can be moved to a profile's mean, but the encoding of the mean is not the mean of the encodings; this adds the difference.
+    Counts can be moved to a profile's mean, but the encoding of the mean is not the mean of the encodings; this adds the difference, so that
+    a spot of weight w is read as (1 - w) times its own encoding and w times that mean.
 
     Parameters
     ----------
-    rows
-        (n,) rows of the section's table.
+    rows, sources
+        (n,) rows of the section's table, and the rows at which their counts were measured.
     section, request, model
         The section, a request with edits, and the checkpoint.
     profiles
@@ -65,27 +71,41 @@ def arrivals(
         (n, d); None where no whole profile moves, nothing is known of its spots, or expression is encoded as tokens of genes, which have
         no mean.
     """
-    ids = section.spots.ids[rows].tolist()
-    found: NDArray[np.float32] | None = None
-    for edit in active_edits(request.edits):
-        if not isinstance(edit, Towards) or not whole_profile_edit(edit):
-            continue
-        weights = spot_weights(edit, ids)[:, None]
-        if found is not None:
-            found = found * (1 - weights)
-        if not weights.any():
-            continue
-        missing = _missing_mean(int(rows[weights[:, 0].argmax()]), edit, section, model, profiles)
-        if missing is not None:
-            found = weights * missing + (0 if found is None else found)
-    return None if found is None else found.astype(np.float32)
-
-
-def _missing_mean(
-    row: int, edit: Towards, section: Section, model: PatchModel, profiles: Mapping[str, Profile]
-) -> NDArray[np.float32] | None:
-    """Return the mean encoding (d,) of a target's spots minus the encoding of a spot moved there in counts."""
     spots = section.spots
+    ids = spots.ids[rows].tolist()
+    towards = [edit for edit in active_edits(request.edits) if isinstance(edit, Towards) and whole_profile_edit(edit)]
+    targets = []
+    for edit in towards:
+        weights = spot_weights(edit, ids)
+        if weights.any():
+            mean = _mean_encoding(ids[int(weights.argmax())], edit, spots, model, profiles)
+            if mean is not None:
+                targets.append((edit, weights, mean))
+    if not targets:
+        return None
+    edits = [edit for edit, _, _ in targets]
+    moved = np.flatnonzero(np.any([weights > 0 for _, weights, _ in targets], axis=0))
+    found = np.zeros((len(rows), len(targets[0][2])), dtype=np.float32)
+    for start in range(0, len(moved), BATCH):
+        part = moved[start : start + BATCH]
+        at, own = rows[part], sources[part]
+        names = tuple(spots.ids[own].tolist())
+        reading = model.encode_expression(
+            spots.counts[own].astype(np.float32), spots.genes, names, spots.relative_depth[own]
+        )
+        for _, weights, mean in targets:
+            share = weights[part, None]
+            reading = (1 - share) * reading + share * mean
+        counts = apply_edits(at, spots, edits, {}, profiles, own)
+        depth = edited_depths(at, spots, edits, {}, profiles, own)
+        found[part] = reading - model.encode_expression(counts, spots.genes, names, depth)
+    return found
+
+
+def _mean_encoding(
+    name: str, edit: Towards, spots: SpotTable, model: PatchModel, profiles: Mapping[str, Profile]
+) -> NDArray[np.floating] | None:
+    """Return the mean encoding (d,) of a target's spots: of the group's own, as stored with a profile, or of spots drawn from it."""
     if edit.target_profile is None:
         group = spots.rows(edit.target_spots)
         group = group[
@@ -95,10 +115,12 @@ def _missing_mean(
         names = spots.ids[group].tolist()
     else:
         profile = profiles[edit.target_profile]
+        if profile.encoding is not None:
+            return profile.encoding
         if profile.spread is None or profile.depth is None:
             return None
         counts = drawn_spots(profile, spots)
-        depth, names = np.full(counts.shape[0], profile.depth, np.float32), [str(spots.ids[row])] * counts.shape[0]
+        depth, names = np.full(counts.shape[0], profile.depth, np.float32), [name] * counts.shape[0]
     sums = []
     for start in range(0, len(names), BATCH):
         part = slice(start, start + BATCH)
@@ -106,13 +128,7 @@ def _missing_mean(
         if encoded.ndim != 2:
             return None
         sums.append(encoded.sum(axis=0, dtype=np.float64))
-    alone = edit.model_copy(update={"spots": None, "strength": 1.0})
-    at = np.array([row])
-    moved = apply_edits(at, spots, (alone,), {}, profiles)
-    arrived = model.encode_expression(
-        moved, spots.genes, (str(spots.ids[row]),), edited_depths(at, spots, (alone,), {}, profiles)
-    )[0]
-    return np.asarray(np.sum(sums, axis=0) / len(names) - arrived, dtype=np.float32)
+    return np.asarray(np.sum(sums, axis=0) / len(names))
 
 
 def drawn_spots(profile: Profile, spots: SpotTable) -> csr_matrix:
@@ -299,7 +315,7 @@ def condition_rows(plan: Plan, section: Section, model: PatchModel) -> Condition
     known = {**model.profiles, **as_profiles(request.profiles)}
     counts, sources = conditioned_counts(rows, section, request, model.profiles, plan.card.genes or None)
     depth = edited_depths(rows, spots, request.edits, known_programs(request.programs), known, sources)
-    arrival = arrivals(rows, section, request, model, known)
+    arrival = arrivals(rows, sources, section, request, model, known)
     conditions = Conditions(counts, tuple(spots.ids[sources].tolist()), morphology, depth, arrival=arrival)
     if not plan.counterfactual:
         return conditions

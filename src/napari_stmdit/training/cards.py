@@ -11,7 +11,7 @@ from ..encoders.morphology_map import MorphologyMap
 from ..intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, Guidance, hash_genes
 from .config import TrainingConfig
 from .sections import open_sections
-from .start import StartRecord, fits_expression, learns_expression, open_start
+from .start import StartRecord, learns_expression, open_start
 from .state import load_record, load_state, save_record
 
 
@@ -85,12 +85,18 @@ def make_card(
             "patch_mpp": config.patch_mpp,
             "guidance": guidance,
             "steps": steps,
-            "conditions": ("morphology",) if config.pictures else ("expression", "morphology"),
+            "conditions": _conditions(config),
             "genes": genes,
             "gene_hash": hash_genes(genes) if genes else "",
             "profiles": tuple(profiles),
         }
     )
+
+
+def _conditions(config: TrainingConfig) -> tuple[str, ...]:
+    if config.trains_decoder_alone:
+        return open_start(config).card.conditions
+    return ("morphology",) if config.pictures else ("expression", "morphology")
 
 
 def _joined(own: str, before: str, link: str) -> str:
@@ -115,8 +121,8 @@ def steps_taken(config: TrainingConfig) -> dict[str, int]:
     """Return the steps taken in each phase that was trained."""
     files = {"autoencoder": "autoencoder.pt", "decoder": "autoencoder_decoder.pt", "transformer": "diffusion.pt"}
     if config.start is not None:
-        phases = ("decoder", "transformer") if config.autoencoder.refine else ("transformer",)
-        files = {phase: files[phase] for phase in phases}
+        refined, kept = config.autoencoder.refine, config.trains_decoder_alone
+        files = {phase: files[phase] for phase in ("decoder",) * refined + ("transformer",) * (not kept)}
     states = {phase: load_state(config.output / name) for phase, name in files.items()}
     return {phase: 0 if state is None else int(state["step"]) for phase, state in states.items()}
 
@@ -142,8 +148,13 @@ def model_card(
     steps: Mapping[str, int],
     started: StartRecord | None,
     follows: MorphologyMap | None,
+    found: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> str:
-    """Return the README in Markdown; ``steps`` as of `steps_taken`, ``follows`` the map from expression to morphology, if any."""
+    """Return the README in Markdown.
+
+    ``steps`` as of `steps_taken`, ``follows`` the map from expression to morphology, if any, and ``found`` where each tissue profile was
+    measured here (`RegionProfile`).
+    """
     rule = card.guidance.rule or DEFAULT_GUIDANCE.rule
     made = _from_the_beginning(config, card, steps) if started is None else _continued(config, card, steps, started)
     return f"""# Checkpoint `{card.name}`
@@ -166,7 +177,7 @@ Synthesizes H&E patches of {card.patch_px} x {card.patch_px} px at {card.patch_m
 {_transformer(config, steps, started)}
 {_figures(config)}
 Defaults: {card.steps} steps, expression scale {card.guidance.expression:g}, morphology scale {card.guidance.morphology:g}, rule `{rule}`.
-{_profiles(config, card, started)}{"" if follows is None else map_section(follows)}
+{_profiles(card, started, found)}{"" if follows is None else map_section(follows)}
 """
 
 
@@ -240,6 +251,8 @@ def _continued(config: TrainingConfig, card: CheckpointCard, steps: Mapping[str,
 
 
 def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: StartRecord | None) -> str:
+    if config.trains_decoder_alone:
+        return "- Transformer: that checkpoint's, unchanged."
     diffusion = config.diffusion
     small = f", about the first {diffusion.small_fraction:.0%} on quarter patches" if diffusion.small_fraction else ""
     shares = (
@@ -254,17 +267,37 @@ def _transformer(config: TrainingConfig, steps: Mapping[str, int], started: Star
     )
 
 
-def _profiles(config: TrainingConfig, card: CheckpointCard, started: StartRecord | None) -> str:
+def _profiles(
+    card: CheckpointCard, started: StartRecord | None, found: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> str:
     if not card.profiles:
         return ""
-    if started is not None and not fits_expression(config):
+    if started is not None and not found:
         return f"""
 ## Tissue profiles
 `profiles.safetensors` is that of `{started.name}`: {", ".join(card.profiles)}, from its training sections."""
-    return f"""
+    return profiles_section(found)
+
+
+def profiles_section(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return a card's section about the tissue profiles that were ``found`` in training sections."""
+    rows = [
+        f"| {region} | {section} | {looks['spots']:g} | {looks['haematoxylin']:.2f} | {looks['eosin']:.2f} | {looks['nuclei']:.0f} | {looks['blank']:.0%} |"
+        for region, sections in found.items()
+        for section, looks in sections.items()
+    ]
+    return (
+        """
 ## Tissue profiles
-`profiles.safetensors` holds mean and spread of log1p(counts per 10,000) over the gene list, and mean depth relative to the section, for {", ".join(card.profiles)}: each the tenth of the training
-spots with the highest score of marker genes, standardised within its section. They describe these sections, not tissue in general."""
+`profiles.safetensors` holds mean and spread of log1p(counts per 10,000) over the gene list, and mean depth relative to the section, of spots that have a tissue's marker genes, standardised within
+their section, and whose crops look like it where that was asked for. What their crops look like, means for each section:
+
+| tissue | section | spots | haematoxylin | eosin | nuclei | blank |
+|---|---|---|---|---|---|---|
+"""
+        + "\n".join(rows)
+        + "\n\nThey describe these sections, not tissue in general."
+    )
 
 
 def _figures(config: TrainingConfig) -> str:

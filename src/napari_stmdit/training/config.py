@@ -17,6 +17,8 @@ Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = tuple[Share, Share, Share, Share]
 """Rectangle of an image: top, left, bottom, right as fractions of its height and width."""
+Look = Literal["haematoxylin", "eosin", "nuclei", "blank"]
+"""Measure of a crop that tells tissues apart: mean density of a stain, number of nuclei, share of empty pixels."""
 WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -122,6 +124,9 @@ class ExpressionSettings(_Settings):
     """Genes to include, however little they vary, where every section measured them: those that edits name."""
     regions: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Tissue region -> marker genes of its profile; none: those of breast, see `REGION_MARKERS`."""
+    looks: dict[str, dict[Look, tuple[Share, Share]]] | None = None
+    """Region -> measure of a spot's crop -> lowest and highest share of the training spots that have less of it: a profile averages spots
+    that have the markers and look like the region. None: those of breast, see `REGION_LOOKS`; ``{}``: none."""
     programs: Positive = 32
     neighbour_um: Annotated[float, Field(gt=0)] = 100.0
     plain_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -260,7 +265,8 @@ class TrainingConfig(_Settings):
     train: tuple[Source, ...] = ()
     held_out: tuple[Source, ...] = ()
     pictures: tuple[Picture, ...] = ()
-    """Images without expression to train an autoencoder and a transformer conditioned on morphology alone, in place of sections."""
+    """Images without expression to train an autoencoder and a transformer conditioned on morphology alone, in place of sections. With ``start``
+    and ``autoencoder.refine`` its decoder alone is trained on them, and all else is kept."""
     held_out_pictures: tuple[Picture, ...] = ()
     """Pictures to validate the autoencoder on; never trained on."""
     augmentation: AugmentationSettings = AugmentationSettings()
@@ -300,9 +306,10 @@ class TrainingConfig(_Settings):
     def _learns_from_something(self) -> TrainingConfig:
         if bool(self.train) == bool(self.pictures):
             raise ValueError("give either sections under 'train' or images without expression under 'pictures'")
-        if self.pictures and self.start is not None:
+        if self.pictures and self.start is not None and not self.autoencoder.refine:
             raise ValueError(
-                "images without expression under 'pictures' are learned from the beginning; leave out 'start'"
+                "images without expression under 'pictures' are learned from the beginning, or refine a decoder alone: leave out 'start', or set "
+                "'autoencoder.refine'"
             )
         if self.expression.anew and (self.start is None or self.expression.refit):
             raise ValueError(
@@ -316,6 +323,11 @@ class TrainingConfig(_Settings):
         if unknown:
             raise ValueError(f"latents.pictures names {', '.join(unknown)}, which 'pictures' does not have")
         return self
+
+    @property
+    def trains_decoder_alone(self) -> bool:
+        """Whether only the decoder of the checkpoint to start from is trained: on pictures."""
+        return bool(self.pictures) and self.start is not None
 
     def source_path(self, path: Path) -> Path:
         """Return a data path, relative to the root."""

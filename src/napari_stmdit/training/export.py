@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..encoders.linear_programs import LinearProgramEncoder
 from ..encoders.morphology_map import MorphologyMap
 from ..encoders.small_conv import SmallConvEncoder
 from ..errors import CheckpointError, StoreError
-from ..model.folder import MORPHOLOGY_MAP, CheckpointFolder, map_folder, read_folder
+from ..model.folder import MORPHOLOGY_MAP, PROFILES, CheckpointFolder, map_folder, read_folder
 from ..model.reading import read_settings
 from ..model.zoo import REFERENCE_FILE
 from ..storage.atomic import Work, write_text
@@ -30,11 +30,11 @@ from ..synthesis.counterfactual import fitted_map
 from ..types import Genes, Section
 from .autoencoder import load_autoencoder
 from .cards import keeps_scheduler, make_card, make_scheduler, model_card, steps_taken, training_record
-from .config import TrainingConfig
+from .config import Look, TrainingConfig
 from .diffusion import load_transformer_average
 from .latents import encoder_folder, load_cache
 from .parallel import choose_compute
-from .programs import REGION_MARKERS, region_profiles
+from .programs import REGION_LOOKS, REGION_MARKERS, RegionProfile, region_profiles
 from .sections import open_sections, source_sections
 from .start import KEPT, StartRecord, fits_expression, open_start, record_start, starting_sources
 
@@ -46,13 +46,13 @@ INDEX = {
 }
 MAP_ENTRY = [MorphologyMap.__module__, MorphologyMap.__name__]
 """Entry of the map in ``model_index.json``."""
-PROFILES = "profiles.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MAX_PACKAGED_BYTES = 16 * 2**20
 """Largest file of a bundled checkpoint."""
 PACKAGE = Path(__file__).resolve().parents[1]
 _WORK_FILES = re.compile(r"encoders|pixels|samples|tensorboard|training_id|.*\.(pt|json|jsonl)")
 """Names of the files that a training writes into its output folder."""
+_Parts = tuple[tuple[str, ...], dict[str, RegionProfile | None], dict[str, Any]]
 _REMEDY = "give another folder as 'export', or move away what is there"
 
 
@@ -106,16 +106,18 @@ def _work_of(config: TrainingConfig, *, make: bool = False) -> Work:
 
 
 def _write(config: TrainingConfig, draft: Path, target: Path, started: StartRecord | None) -> None:
-    transformer = load_transformer_average(config)
     if started is None:
         genes, profiles, index = _write_own_parts(config, draft)
-        dtype = torch.bfloat16
     else:
         genes, profiles, index = _copy_kept_parts(config, draft)
-        dtype = _dtype_of(open_start(config).path / "transformer")
-    torch.nn.Module.to(transformer, dtype=dtype)  # diffusers' own warns of modules to be kept in float32
-    transformer.save_pretrained(draft / "transformer")
-    card = make_card(config, genes, profiles, started)
+    if config.trains_decoder_alone:
+        shutil.copytree(open_start(config).path / "transformer", draft / "transformer")
+    else:
+        transformer = load_transformer_average(config)
+        dtype = torch.bfloat16 if started is None else _dtype_of(open_start(config).path / "transformer")
+        torch.nn.Module.to(transformer, dtype=dtype)  # diffusers' own warns of modules to be kept in float32
+        transformer.save_pretrained(draft / "transformer")
+    card = make_card(config, genes, tuple(profiles), started)
     (draft / "stmdit.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _write_json(draft / "model_index.json", index)
     follows, record = None, training_record(config, started)
@@ -123,8 +125,11 @@ def _write(config: TrainingConfig, draft: Path, target: Path, started: StartReco
         follows = write_map(config, draft)  # by the encoders as they are written
         _write_json(draft / "model_index.json", {**index, MORPHOLOGY_MAP: MAP_ENTRY})
         record |= {MORPHOLOGY_MAP: follows.facts()}
+    found = {name: profile.found for name, profile in profiles.items() if profile is not None}
+    if found:
+        record |= {"profiles": found}
     _write_json(draft / "training.json", record)
-    words = model_card(config, card, steps_taken(config), started, follows)
+    words = model_card(config, card, steps_taken(config), started, follows, found)
     (draft / "README.md").write_text(words, encoding="utf-8")
     _check_sizes(draft, target)
     for file in draft.rglob("*.safetensors"):
@@ -135,8 +140,8 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_own_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    """Write autoencoder, encoders, scheduler and profiles as trained; return genes, profile names and the index."""
+def _write_own_parts(config: TrainingConfig, draft: Path) -> _Parts:
+    """Write autoencoder, encoders, scheduler and profiles as trained; return genes, profiles and the index."""
     cache, vae = load_cache(config), load_autoencoder(config)
     vae.set_latent_statistics(cache["mean"].tolist(), cache["std"].tolist())
     vae.half().save_pretrained(draft / "vae")
@@ -146,14 +151,14 @@ def _write_own_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
     index = _head() | INDEX | {"scheduler": ["diffusers", type(scheduler).__name__]}
     if config.pictures:
         index.pop("expression_encoder")
-        return (), (), index
+        return (), {}, index
     expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
     expression.save(draft / "expression_encoder")
-    return expression.genes, _write_profiles(config, expression, draft), index
+    return expression.genes, {**write_profiles(config, expression, draft)}, index
 
 
-def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    """Copy what was not trained; return genes, profile names and the index."""
+def _copy_kept_parts(config: TrainingConfig, draft: Path) -> _Parts:
+    """Copy what was not trained; return genes, profiles, None for one that was copied, and the index."""
     start = open_start(config)
     for name in KEPT:
         if name in start.components:
@@ -165,13 +170,14 @@ def _copy_kept_parts(config: TrainingConfig, draft: Path) -> tuple[tuple[str, ..
         load_autoencoder(config).half().save_pretrained(draft / "vae")
     if config.vae_of is not None and (draft / "vae" / WEIGHTS).is_file():
         _share_vae(config.vae_of, draft / "vae")
-    genes, profiles = start.card.genes, start.card.profiles
+    genes: tuple[str, ...] = start.card.genes
+    profiles: dict[str, RegionProfile | None] = dict.fromkeys(start.card.profiles)
     index = {**read_settings(start.path / "model_index.json"), **_head()}
     if fits_expression(config):
         expression = LinearProgramEncoder.load(encoder_folder(config, "expression"))
         shutil.rmtree(draft / "expression_encoder", ignore_errors=True)
         expression.save(draft / "expression_encoder")
-        genes, profiles = expression.genes, _write_profiles(config, expression, draft)
+        genes, profiles = expression.genes, {**write_profiles(config, expression, draft)}
         index["expression_encoder"] = INDEX["expression_encoder"]
     index.pop(MORPHOLOGY_MAP, None)  # written, or copied, when all else is there
     if not keeps_scheduler(config):
@@ -221,20 +227,25 @@ def _dtype_of(folder: Path) -> torch.dtype:
     return {"F16": torch.float16, "BF16": torch.bfloat16}.get(kinds.pop() if len(kinds) == 1 else "", torch.float32)
 
 
-def _write_profiles(config: TrainingConfig, expression: LinearProgramEncoder, folder: Path) -> tuple[str, ...]:
+def write_profiles(config: TrainingConfig, encoder: Any, folder: Path) -> dict[str, RegionProfile]:
+    """Measure the tissue profiles on the training sections, write ``profiles.safetensors`` into a checkpoint's folder, and return them."""
     from safetensors.numpy import save_file
 
-    arrays = {}
+    settings, arrays = config.expression, {}
+    looks: Mapping[str, Mapping[Look, tuple[float, float]]] = {} if settings.regions else REGION_LOOKS
+    if settings.looks is not None:
+        looks = settings.looks
     profiles = region_profiles(
-        open_sections(config, "train"), expression.genes, config.expression.regions or REGION_MARKERS
+        open_sections(config, "train"), encoder, settings.regions or REGION_MARKERS, looks, config.patch_px
     )
-    for name, (mean, spread, depth) in profiles.items():
-        arrays[f"{name}.mean"] = np.ascontiguousarray(mean, dtype=np.float32)
-        arrays[f"{name}.spread"] = np.ascontiguousarray(spread, dtype=np.float32)
-        arrays[f"{name}.depth"] = np.array([depth], dtype=np.float32)
+    for name, profile in profiles.items():
+        arrays[f"{name}.mean"] = np.ascontiguousarray(profile.mean, dtype=np.float32)
+        arrays[f"{name}.spread"] = np.ascontiguousarray(profile.spread, dtype=np.float32)
+        arrays[f"{name}.depth"] = np.array([profile.depth], dtype=np.float32)
+        arrays[f"{name}.encoding"] = np.ascontiguousarray(profile.encoding, dtype=np.float32)
     if arrays:
         save_file(arrays, folder / PROFILES)
-    return tuple(profiles)
+    return profiles
 
 
 def _check_sizes(draft: Path, target: Path) -> None:

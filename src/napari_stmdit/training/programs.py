@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -12,12 +14,13 @@ from torch import Tensor
 
 from ..encoders.linear_programs import LinearProgramEncoder
 from ..errors import GeneError
+from ..evaluation.measures import blank_fraction, count_nuclei, eosin_density, haematoxylin_density
 from ..expression.edits import mix_depths
 from ..expression.genes import gather_counts, match_genes
 from ..expression.normalise import PER, cp10k_log1p
 from ..text import some_of
-from .config import ExpressionSettings
-from .data import TrainingSection, neighbour_weights
+from .config import ExpressionSettings, Look
+from .data import TrainingSection, cut, neighbour_weights
 
 HANDLING_PREFIXES = ("MT-", "RPL", "RPS", "ENSG", "ENSMUSG", "MTRNR")
 """Prefixes, in capitals, of genes that vary with handling and depth rather than with tissue."""
@@ -29,6 +32,14 @@ REGION_MARKERS: Mapping[str, tuple[str, ...]] = {
     "adipose": ("ADIPOQ", "FABP4", "PLIN1", "PLIN4", "LPL", "CD36", "G0S2", "ADH1B"),
     "immune": ("CD3D", "CD3E", "CD2", "MS4A1", "CD79A", "TRAC", "IL7R", "PTPRC", "IGKC", "JCHAIN"),
 }
+REGION_LOOKS: Mapping[str, Mapping[Look, tuple[float, float]]] = {
+    "tumour": {"nuclei": (0.5, 1.0)},
+    "stroma": {"haematoxylin": (0.2, 0.6)},
+    "adipose": {"haematoxylin": (0.0, 0.1)},
+    "immune": {"nuclei": (0.5, 1.0)},
+}
+"""Region -> measure of a spot's crop -> lowest and highest share of all training spots that have less of it: fat is pale, tumour is crowded."""
+LOOKS: tuple[Look, ...] = get_args(Look)
 FACTORS = "factors"
 """What `ExpressionSource` calls factors in the place of counts."""
 MIN_LEVEL = 16.0
@@ -322,16 +333,42 @@ def _thin_to(counts: NDArray[np.float32], total: float, rng: np.random.Generator
 # ------------------------------------------------------------------------------------------------- tissue profiles
 
 
+@dataclass(frozen=True)
+class RegionProfile:
+    """Expression of a tissue region, and where it was found.
+
+    Attributes
+    ----------
+    mean, spread
+        Mean and standard deviation (g,) of log1p(CP10k) over its spots.
+    depth
+        Their mean depth relative to their section.
+    encoding
+        Mean (d,) of what the encoder reads of them.
+    found
+        Section -> ``spots``, their number, and the means of `LOOKS` over their crops.
+    """
+
+    mean: NDArray[np.float32]
+    spread: NDArray[np.float32]
+    depth: float
+    encoding: NDArray[np.float32]
+    found: dict[str, dict[str, float]]
+
+
 def region_profiles(
     sections: Sequence[TrainingSection],
-    genes: tuple[str, ...],
+    encoder: LinearProgramEncoder,
     region_markers: Mapping[str, Sequence[str]] = REGION_MARKERS,
-) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32], float]]:
-    """Return mean and spread (g,) of log1p(CP10k) over ``genes``, and mean relative depth, for each tissue region.
+    region_looks: Mapping[str, Mapping[Look, tuple[float, float]]] = REGION_LOOKS,
+    patch_px: int = 256,
+) -> dict[str, RegionProfile]:
+    """Return the profile of each tissue region over an encoder's genes: of spots that have its markers and look like it.
 
     A spot's score for a region is the mean over the region's markers of the smoothed log1p(CP10k), z-scored within the section, so that
-    depth and batch do not decide. A region is the tenth of all training spots with the highest `region_margins`; one with fewer than
-    `MIN_MARKERS` markers in some section is left out.
+    depth and batch do not decide. Of the spots whose crops look as ``region_looks`` demands, ranked among those of all sections, a region
+    takes those with the highest `region_margins`, at most a tenth of all spots; below zero only where fewer than two are above. One with
+    fewer than `MIN_MARKERS` markers in some section is left out.
     """
     there = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
     regions = {name: ms for name, ms in region_markers.items() if len(there & set(ms)) >= MIN_MARKERS}
@@ -339,20 +376,47 @@ def region_profiles(
         return {}
     names = tuple(dict.fromkeys(g for ms in regions.values() for g in ms))
     column = {name: k for k, name in enumerate(names)}
-    pooled, scores = [], []
+    pooled, encoded, scores = [], [], []
     for section in sections:
-        pooled.append(log_normalise(smooth_counts(section, counts_of(section, genes), 100.0)))
+        spots = section.section.spots
+        pooled.append(log_normalise(counts_of(section, encoder.genes)))
+        encoded.append(encoder.encode(spots.counts, spots.genes, spots.relative_depth))
         total = np.asarray(section.section.spots.counts.sum(axis=1)).reshape(-1, 1)
         markers = np.log1p(smooth_counts(section, counts_of(section, names) * (PER / np.maximum(total, 1)), 100.0))
         standard = (markers - markers.mean(axis=0)) / (markers.std(axis=0) + 0.05)
         scores.append(np.column_stack([standard[:, [column[m] for m in ms]].mean(axis=1) for ms in regions.values()]))
-    values, score = np.concatenate(pooled), np.concatenate(scores)
+    values, encodings, score = np.concatenate(pooled), np.concatenate(encoded), np.concatenate(scores)
     depth = np.concatenate([section.section.spots.relative_depth for section in sections])
+    looks = np.concatenate([crop_looks(section, patch_px) for section in sections])
+    rank = np.argsort(np.argsort(looks, axis=0), axis=0) / max(1, len(looks) - 1)
+    origin = np.repeat([section.name for section in sections], [len(section.yx) for section in sections])
     profiles = {}
     for region, margin in zip(regions, region_margins(score).T, strict=True):
-        chosen = np.argsort(-margin)[: max(2, round(REGION_SHARE * len(margin)))]
-        profiles[region] = (values[chosen].mean(axis=0), values[chosen].std(axis=0), float(depth[chosen].mean()))
+        fits = np.ones(len(margin), dtype=bool)
+        for measure, (low, high) in region_looks.get(region, {}).items():
+            of_spots = rank[:, LOOKS.index(measure)]
+            fits &= (low <= of_spots) & (of_spots <= high)
+        best = np.argsort(np.where(fits, -margin, np.inf))[: max(2, round(REGION_SHARE * len(margin)))]
+        chosen = best[: max(2, int((fits & (margin > 0))[best].sum()))]
+        found = {
+            str(name): {
+                "spots": int(own.sum()),
+                **dict(zip(LOOKS, looks[chosen][own].mean(axis=0).tolist(), strict=True)),
+            }
+            for name in dict.fromkeys(origin)
+            if (own := origin[chosen] == name).any()
+        }
+        mean, spread = values[chosen].mean(axis=0), values[chosen].std(axis=0)
+        encoding = encodings[chosen].mean(axis=0)
+        profiles[region] = RegionProfile(mean, spread, float(depth[chosen].mean()), encoding, found)
     return profiles
+
+
+def crop_looks(section: TrainingSection, patch_px: int) -> NDArray[np.float64]:
+    """Measure the crop around each spot of a section: (n, 4), in the order of `LOOKS`."""
+    crops = (cut(section.pixels, centre, patch_px)[0] for centre in section.yx)
+    of_each = (haematoxylin_density, eosin_density, count_nuclei, blank_fraction)
+    return np.array([[of(crop) for of in of_each] for crop in crops], dtype=np.float64)
 
 
 def region_margins(score: NDArray[np.floating]) -> NDArray[np.floating]:

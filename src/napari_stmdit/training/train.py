@@ -28,7 +28,7 @@ from .latents import make_cache
 from .parallel import Control, OnProgress, require_extra, run_alone
 from .pictures import picture_records
 from .sections import source_sections
-from .start import apply_start, record_start
+from .start import apply_start, record_start, starting_folder
 from .state import load_record, save_record
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,18 @@ _DECODER = {
     *("refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching", "validate_every")
 }
 """Settings that latents do not depend on."""
-_LATER = {"hed", "mpp", "encoder_widths", "decoder_widths", "pictures", "always", "regions", "anew", "held_out_spots"}
+_LATER = {
+    "hed",
+    "mpp",
+    "encoder_widths",
+    "decoder_widths",
+    "pictures",
+    "always",
+    "regions",
+    "looks",
+    "anew",
+    "held_out_spots",
+}
 """Settings that earlier versions did not have: recorded only where they differ from the behaviour then."""
 
 
@@ -186,6 +197,8 @@ def run_stage(config: TrainingConfig, stage: str, control: Control | None = None
     run_alone(config, record_inputs, config, stage)
     if stage == "autoencoder":
         return train_autoencoder(config, control)
+    if stage in ("latents", "diffusion") and config.trains_decoder_alone:
+        return starting_folder(config) / "transformer"
     if stage == "latents":
         return make_cache(config, control)
     if stage == "diffusion":
