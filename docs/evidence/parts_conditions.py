@@ -15,9 +15,12 @@ from synthesizer import Spots, Synthesizer
 
 from napari_stmdit.edits import Towards
 from napari_stmdit.evaluation.measures import PatchStatistics, measure
-from napari_stmdit.expression.edits import apply_edits, edited_depths
 from napari_stmdit.expression.genes import match_genes
 from napari_stmdit.expression.normalise import cp10k_log1p
+from napari_stmdit.intent import Request
+from napari_stmdit.regions import SpotList
+from napari_stmdit.synthesis.conditions import condition_rows
+from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.types import Section, SpotTable
 
 STRENGTHS = np.linspace(0, 1, 7)
@@ -36,13 +39,12 @@ def tumour_spots(section: Section, checkpoint: Any, count: int) -> np.ndarray:
 
 
 def moved(spots: Spots, checkpoint: Any, target: str, strength: float) -> np.ndarray:
-    """Encode the spots' expression after moving it towards a profile."""
-    table = spots.section.spots
+    """Encode the spots' expression after moving it towards a profile, as a run does."""
     edits = () if strength == 0 else (Towards(target_profile=target, strength=float(strength)),)
-    rows = np.asarray(spots.rows, dtype=np.int64)
-    counts = apply_edits(rows, table, edits, {}, checkpoint.profiles)
-    depth = edited_depths(rows, table, edits, {}, checkpoint.profiles)
-    return checkpoint.encode_expression(counts, table.genes, depth=depth)
+    ids = tuple(spots.section.spots.ids[spots.rows].tolist())
+    request = Request(edits=edits, counterfactual="off", region=SpotList(ids=ids))
+    made = plan(spots.section, request, checkpoint.card)
+    return condition_rows(made, spots.section, checkpoint).expression(made.patches, spots.section, checkpoint)
 
 
 def edits(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:

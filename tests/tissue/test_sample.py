@@ -8,20 +8,18 @@ import sys
 import pytest
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.tissue import open as opening
+from napari_stmdit.tissue.open import open_sample_section, synthesis_fault
 
 
-def test_the_sample_section_is_synthetic_and_can_be_synthesized_from():
-    if not opening._SAMPLE.is_dir():
-        with pytest.raises(SectionError, match="sample section"):
-            opening.open_sample_section()
-        pytest.skip("the sample section is not built yet")
-    from napari_stmdit.tissue.open import synthesis_fault
-
-    section = opening.open_sample_section()
+@pytest.mark.parametrize("tissue", ["breast", "colon"])
+def test_a_sample_section_is_synthetic_and_can_be_synthesized_from(tissue):
+    section = open_sample_section(tissue)
     assert section.synthetic and section.notes[0].startswith("synthetic")
-    assert 100 <= len(section.spots) <= 500 and section.image.pixel_size == 1
+    assert min(section.image.shape) >= 2500 and section.image.pixel_size == 1
+    assert 300 <= len(section.spots) <= 800
     assert synthesis_fault(section, section.calibration.mpp) is None
+    with pytest.raises(SectionError, match="no sample section of 'brain'; give one of breast, colon"):
+        open_sample_section("brain")
 
 
 def test_the_tissue_room_is_imported_without_its_heavy_furniture():

@@ -33,7 +33,7 @@ FULL_UM, END_UM = 100.0, 180.0
 """Radii of the soft brush: full weight within the first, none from the second."""
 SIDE_UM = 520.0
 """Side of the edited region: the brush and the windows around it."""
-EDIT_SCALE = 2.0
+EDIT_SCALE = 1.5
 """Scale of the edit, so that the change is plain at a glance; it is printed."""
 PALE_SPOTS = 12
 """Number of spots with the least haematoxylin, whose mean expression is the target."""

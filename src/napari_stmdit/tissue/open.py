@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
@@ -448,17 +448,21 @@ def _about_file(path: Path) -> str:
     return f"{path} is a file: {hint}. Expected {_EXPECTED}"
 
 
-_SAMPLE = Path(__file__).parent.parent / "data" / "sample_section"
+_SAMPLES = {"breast": "sample_section", "colon": "sample_colon"}
+_DATA = Path(__file__).parent.parent / "data"
 
 
-def open_sample_section() -> Section:
-    """Open the sample section that comes with the package; everything in it is synthetic.
+def open_sample_section(tissue: Literal["breast", "colon"] = "breast") -> Section:
+    """Open a sample section that comes with the package: of breast, or of mouse colon. Everything in them is synthetic.
 
     Raises
     ------
     SectionError
-        The installation lacks it.
+        There is none of this tissue, or the installation lacks it.
     """
-    if not _SAMPLE.is_dir():
-        raise SectionError(f"the sample section is not at {_SAMPLE}; install the package again")
-    return open_section(_SAMPLE)
+    if tissue not in _SAMPLES:
+        raise SectionError(f"there is no sample section of {tissue!r}; give one of {', '.join(_SAMPLES)}")
+    folder = _DATA / _SAMPLES[tissue]
+    if not folder.is_dir():
+        raise SectionError(f"the sample section is not at {folder}; install the package again")
+    return open_section(folder)

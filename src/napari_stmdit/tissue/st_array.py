@@ -234,8 +234,8 @@ def _write_images(path: Path, image: NDArray[np.uint8] | Path, slide_name: str, 
     longest = max(slide.size)
     factors = {}
     for kind, side in (("hires", _HIRES_PX), ("lowres", _LOWRES_PX)):
-        # a thumbnail of a small slide is at most half as large, or it would only be a second copy
-        factor = min(side, longest / 2) / longest
+        # a thumbnail of a small slide is at most a third as large, or it would only be a second copy
+        factor = min(side, longest / 3) / longest
         factors[f"tissue_{kind}_scalef"] = factor
         _shrunk(slide, factor).save(path / "spatial" / f"tissue_{kind}_image.png")
     return factors

@@ -162,7 +162,7 @@ class AdversarialTraining:
         pixel, edge, grain = reconstruction_losses(sharp, images, self.texture)
         match = feature_distance(features, real_features)
         disc_weight = min(1.0, max(0.0, (step - DISC_START) / DISC_START))
-        loss = pixel + 0.3 * edge + 0.5 * grain
+        loss = pixel + 0.3 * edge + settings.texture * grain
         loss = loss + disc_weight * (settings.feature_matching * match - settings.adversarial * score.float().mean())
         self.worker.update(loss, [self.optimizer], 0.5)
         self.average.update(self.model)

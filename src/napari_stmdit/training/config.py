@@ -110,6 +110,9 @@ class AugmentationSettings(_Settings):
     geometry: bool = True
     hed: Annotated[float, Field(ge=0, le=1)] = 0.0
     mpp: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    own_scale: Share = 0.3
+    """Share of crops taken without resampling, where a picture's own scale is in the range. A discriminator that sees many resampled ones takes
+    blur for real."""
 
 
 class ExpressionSettings(_Settings):
@@ -161,6 +164,8 @@ class AutoencoderSettings(_Settings):
     decoder_rate: float = 4e-4
     adversarial: float = 0.03
     feature_matching: float = 0.2
+    texture: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the energies of fine detail in the decoder phase: the errors of pixels alone make detail that cannot be known pale."""
     noise: float = 0.2
     validate_every: Positive = 500
     """Steps between validations on the held-out pictures."""

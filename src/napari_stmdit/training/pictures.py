@@ -29,8 +29,6 @@ from .data import Crop, turn
 
 MAX_ENLARGEMENT = 1.4
 """Maximum enlargement of a picture's pixels: more would teach blur."""
-OWN_SCALE = 0.3
-"""Share of crops taken without resampling, where the picture's own scale is in the range."""
 TEXTURE = 6.0
 """Standard deviation of grey levels below which a crop is nearly empty."""
 BLANK = 0.05
@@ -112,7 +110,7 @@ class PictureSampler:
     def _step(self, rng: np.random.Generator, mpp: float, largest: float) -> float:
         """Return the number of picture pixels that a crop pixel spans."""
         low, high = self.scales
-        own = low <= mpp <= high and rng.random() < OWN_SCALE
+        own = low <= mpp <= high and rng.random() < self.augmentation.own_scale
         wanted = mpp if own else float(np.exp(rng.uniform(np.log(low), np.log(high))))
         step = max(wanted / mpp, 1 / MAX_ENLARGEMENT)
         return 1.0 if abs(step - 1) <= 0.01 and largest >= 1 else min(step, largest)

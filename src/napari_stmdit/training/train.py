@@ -41,7 +41,16 @@ FILES = {
 _LENGTHS = {"steps", "decoder_steps", "validate_every"}
 """Settings that may change between runs: how long to train and how often to validate."""
 _DECODER = {
-    *("refine", "refined_share", "decoder_steps", "decoder_rate", "adversarial", "feature_matching", "validate_every")
+    *(
+        "refine",
+        "refined_share",
+        "decoder_steps",
+        "decoder_rate",
+        "adversarial",
+        "feature_matching",
+        "texture",
+        "validate_every",
+    )
 }
 """Settings that latents do not depend on."""
 _LATER = {
@@ -53,6 +62,8 @@ _LATER = {
     "always",
     "regions",
     "looks",
+    "own_scale",
+    "texture",
     "anew",
     "held_out_spots",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from .layers import LayerTuple
@@ -142,10 +142,19 @@ def view_store(path: str | Path) -> None:
 
 
 def sample_section() -> list[LayerTuple]:
-    """Return the layers of the bundled sample section."""
+    """Return the layers of the bundled section of breast."""
+    return _sample("breast")
+
+
+def sample_colon() -> list[LayerTuple]:
+    """Return the layers of the bundled section of colon."""
+    return _sample("colon")
+
+
+def _sample(tissue: Literal["breast", "colon"]) -> list[LayerTuple]:
     from ..tissue.open import open_sample_section
     from .layers import section_layers
 
-    found = section_layers(open_sample_section())
+    found = section_layers(open_sample_section(tissue))
     open_dock()
     return found
