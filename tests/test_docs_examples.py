@@ -6,6 +6,7 @@ import inspect
 import re
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from operator import attrgetter
 
 import pytest
@@ -148,6 +149,26 @@ def test_python_that_is_shown_names_what_is_there(block):
         if isinstance(node, ast.Call) and (called := NAMED.fullmatch(ast.unparse(node.func))):
             taken = inspect.signature(public()[called[1]]).parameters
             assert [word.arg for word in node.keywords if word.arg and word.arg not in taken] == [], called[0]
+
+
+@pytest.mark.parametrize("folder", ["docs", "docs/evidence", "benchmarks"])
+def test_scripts_import_what_is_there(folder):
+    """They run for hours, elsewhere and seldom: a name that was changed would be noticed late."""
+    gone = [
+        f"{script.name}: {node.module}.{alias.name}"
+        for script in sorted((ROOT / folder).glob("*.py"))
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("napari_stmdit")
+        for alias in node.names
+        if not is_there(node.module, alias.name)
+    ]
+    assert not gone
+
+
+def is_there(module, name):
+    """Whether a module has a name, or is a package with a module of that name."""
+    found = import_module(module)
+    return hasattr(found, name) or (hasattr(found, "__path__") and find_spec(f"{module}.{name}") is not None)
 
 
 def test_yaml_that_is_shown_is_yaml():

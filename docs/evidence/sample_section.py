@@ -27,6 +27,8 @@ from napari_stmdit.tissue.st_array import write_spaceranger_folder
 from napari_stmdit.types import Genes, SpotTable
 
 SIDE_PX = 2560
+HIRES_PX = 850
+"""Small, as the slide is there and the package has to stay so."""
 PITCH_UM = 100.0
 MARGIN_UM = 60.0
 SPOT_UM = 55.0
@@ -133,6 +135,7 @@ def build_sample(
         array_rc=array_rc,
         diameter=spots.diameter,
         synthetic_note=NOTE,
+        hires_px=HIRES_PX,
     )
 
 

@@ -85,20 +85,20 @@ def arrivals(
         return None
     edits = [edit for edit, _, _ in targets]
     moved = np.flatnonzero(np.any([weights > 0 for _, weights, _ in targets], axis=0))
+    at, own = rows[moved], sources[moved]
+    counts = apply_edits(at, spots, edits, {}, profiles, own)
+    depth = edited_depths(at, spots, edits, {}, profiles, own)
     found = np.zeros((len(rows), len(targets[0][2])), dtype=np.float32)
     for start in range(0, len(moved), BATCH):
-        part = moved[start : start + BATCH]
-        at, own = rows[part], sources[part]
-        names = tuple(spots.ids[own].tolist())
-        reading = model.encode_expression(
-            spots.counts[own].astype(np.float32), spots.genes, names, spots.relative_depth[own]
-        )
+        part = slice(start, start + BATCH)
+        measured = spots.counts[own[part]].astype(np.float32), spots.relative_depth[own[part]]
+        names = tuple(spots.ids[own[part]].tolist())
+        reading = model.encode_expression(measured[0], spots.genes, names, measured[1])
         for _, weights, mean in targets:
-            share = weights[part, None]
+            share = weights[moved[part], None]
             reading = (1 - share) * reading + share * mean
-        counts = apply_edits(at, spots, edits, {}, profiles, own)
-        depth = edited_depths(at, spots, edits, {}, profiles, own)
-        found[part] = reading - model.encode_expression(counts, spots.genes, names, depth)
+        arrived = model.encode_expression(counts[part], spots.genes, names, depth[part])
+        found[moved[part]] = reading - arrived
     return found
 
 

@@ -146,7 +146,7 @@ def fit_square_lattice(array_rc: NDArray[np.int64], yx: NDArray[np.float64], pit
     return float(pitch_um / np.sqrt(abs(np.linalg.det(affine[:2]))))
 
 
-_HIRES_PX, _LOWRES_PX = 2000, 600
+_LOWRES_PX = 600
 
 
 def write_spaceranger_folder(
@@ -162,6 +162,7 @@ def write_spaceranger_folder(
     diameter: float,
     synthetic_note: str | None = None,
     slide_name: str = "slide.jpg",
+    hires_px: int = 2000,
 ) -> None:
     """Write a section as a Space Ranger 2 folder.
 
@@ -189,6 +190,8 @@ def write_spaceranger_folder(
         Words that mark the folder as synthetic, if given.
     slide_name
         File name of the slide; of an array, .jpg is lossy, .png and .tif are not.
+    hires_px
+        Longest side of the hires image.
 
     Raises
     ------
@@ -204,7 +207,7 @@ def write_spaceranger_folder(
     check_free(path, "give a new folder", SectionError)
     spatial = path / "spatial"
     spatial.mkdir(parents=True, exist_ok=True)
-    factors = _write_images(path, image, slide_name, SYNTHETIC_SLIDE if synthetic_note is not None else SLIDE)
+    factors = _write_images(path, image, slide_name, SYNTHETIC_SLIDE if synthetic_note is not None else SLIDE, hires_px)
     factors |= {"spot_diameter_fullres": diameter, "fiducial_diameter_fullres": diameter}
     if mpp is not None:
         factors["microns_per_pixel"] = mpp
@@ -220,7 +223,9 @@ def write_spaceranger_folder(
         (path / "SYNTHETIC.json").write_text(json.dumps({"note": synthetic_note}), encoding="utf-8")
 
 
-def _write_images(path: Path, image: NDArray[np.uint8] | Path, slide_name: str, label: Label) -> dict[str, float]:
+def _write_images(
+    path: Path, image: NDArray[np.uint8] | Path, slide_name: str, label: Label, hires_px: int
+) -> dict[str, float]:
     from PIL import Image
 
     if isinstance(image, Path):
@@ -233,9 +238,9 @@ def _write_images(path: Path, image: NDArray[np.uint8] | Path, slide_name: str, 
         slide.save(path / slide_name, **options, **labelled(label, slide_name))
     longest = max(slide.size)
     factors = {}
-    for kind, side in (("hires", _HIRES_PX), ("lowres", _LOWRES_PX)):
-        # a thumbnail of a small slide is at most a third as large, or it would only be a second copy
-        factor = min(side, longest / 3) / longest
+    for kind, side in (("hires", hires_px), ("lowres", _LOWRES_PX)):
+        # a thumbnail of a small slide is at most half as large, or it would only be a second copy
+        factor = min(side, longest / 2) / longest
         factors[f"tissue_{kind}_scalef"] = factor
         _shrunk(slide, factor).save(path / "spatial" / f"tissue_{kind}_image.png")
     return factors

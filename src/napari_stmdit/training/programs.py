@@ -368,7 +368,7 @@ def region_profiles(
     A spot's score for a region is the mean over the region's markers of the smoothed log1p(CP10k), z-scored within the section, so that
     depth and batch do not decide. Of the spots whose crops look as ``region_looks`` demands, ranked among those of all sections, a region
     takes those with the highest `region_margins`, at most a tenth of all spots; below zero only where fewer than two are above. One with
-    fewer than `MIN_MARKERS` markers in some section is left out.
+    fewer than `MIN_MARKERS` markers in some section, or fewer than two spots that look like it, is left out.
     """
     there = set.intersection(*[set(s.section.spots.genes.symbols.tolist()) for s in sections])
     regions = {name: ms for name, ms in region_markers.items() if len(there & set(ms)) >= MIN_MARKERS}
@@ -396,6 +396,8 @@ def region_profiles(
         for measure, (low, high) in region_looks.get(region, {}).items():
             of_spots = rank[:, LOOKS.index(measure)]
             fits &= (low <= of_spots) & (of_spots <= high)
+        if fits.sum() < 2:
+            continue  # nothing looks like it
         best = np.argsort(np.where(fits, -margin, np.inf))[: max(2, round(REGION_SHARE * len(margin)))]
         chosen = best[: max(2, int((fits & (margin > 0))[best].sum()))]
         found = {
