@@ -42,12 +42,23 @@ def test_the_manifest_is_valid():
 
 
 def test_the_sample_menu_has_every_public_section_under_its_title():
-    samples = yaml.safe_load(YAML.read_text())["contributions"]["sample_data"][1:]
+    every = yaml.safe_load(YAML.read_text())["contributions"]["sample_data"]
+    assert [sample["key"] for sample in every[:2]] == ["synthetic_breast", "synthetic_colon"]
+    samples = every[2:]
     listed = [(entry.name, entry.title) for entry in public_sections()]
     assert [(sample["key"], sample["display_name"]) for sample in samples] == listed
     for sample in samples:
         assert sample["uri"] == f"stmdit://{sample['key']}" and sample["reader_plugin"] == "napari-stmdit"
         assert manifest.get_reader(sample["uri"]) is manifest.read_public
+
+
+@pytest.mark.parametrize("opened", [manifest.sample_section, manifest.sample_colon])
+def test_a_bundled_section_opens_from_the_sample_menu(opened):
+    (image, *_), spots = (
+        [layer for layer in opened() if layer[2] == "image"],
+        [layer for layer in opened() if layer[2] == "points"],
+    )
+    assert image[1]["metadata"] and len(spots) == 1
 
 
 def test_without_a_window_a_public_section_is_read_at_once_or_said_to_be_missing(tmp_path, monkeypatch, tiny_folder):
