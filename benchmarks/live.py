@@ -88,6 +88,8 @@ class Bench:
 
         def shown(picture):
             show(picture)
+            if isinstance(picture, str):  # what is done before there is any
+                return
             self.pictures.append((time.perf_counter(), picture, time.process_time() - self.at_work))
 
         self.presenter.live._show = shown

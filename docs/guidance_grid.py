@@ -22,7 +22,7 @@ SHOWN = 0.7
 
 def main():
     section, checkpoint = open_sample_section(), load_checkpoint("demo", device="cpu", dtype="float32")
-    request = Request(region=SpotList(ids=(SPOT,)), edits=(Towards(target_profile="tumour"),))
+    request = Request(region=SpotList(ids=(SPOT,)), edits=(Towards(target_profile="tumour"),), counterfactual="off")
     for rule in RULES:
         variants = [
             Variant(
