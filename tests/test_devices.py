@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from napari_stmdit import Request, load_checkpoint, synthesize
-from napari_stmdit.devices import NICE, choose_device, decoder_on, let_viewer_go_first
+from napari_stmdit.devices import NICE, WAITING, choose_device, decoder_on, let_viewer_go_first
 from napari_stmdit.model.autoencoder import decode_latents
 from napari_stmdit.regions import SampleOfSpots
 from napari_stmdit.tissue.open import open_sample_section
@@ -21,9 +21,10 @@ from napari_stmdit.tissue.open import open_sample_section
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("tiles", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_cpu_computes_in_bfloat16_where_it_has_matrix_tiles(monkeypatch, tiles, dtype):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+@pytest.mark.parametrize(("products", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_computes_in_bfloat16_where_its_hardware_multiplies_it(monkeypatch, products, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)  # as of AMD's
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products, raising=False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     assert choose_device("cpu") == (CPU, dtype)
     assert choose_device("cpu", "float32") == (CPU, torch.float32)
@@ -76,10 +77,10 @@ def test_the_bundled_checkpoints_images_in_bfloat16_are_those_of_float32_to_a_gr
     ],
     ids=["napari", "command"],
 )
-@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(("given", "found"), [(None, ["ACTIVE", "1000", "0"]), ("PASSIVE", ["PASSIVE", None, None])])
 def test_threads_are_told_to_sleep_before_torch_is_there_and_the_users_word_stays(start, given, found):
-    code = f"import os, sys\nfrom contextlib import suppress\n{start}\nprint('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = f"import os, sys\nfrom contextlib import suppress\n{start}\nprint('torch' in sys.modules, [os.environ.get(n) for n in {list(WAITING)}])"
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
     environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.splitlines()[-1] == f"False {found}"

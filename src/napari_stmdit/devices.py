@@ -15,8 +15,11 @@ from .errors import CheckpointError, is_out_of_memory
 if TYPE_CHECKING:
     import torch
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Environment variable and value by which waiting OpenMP threads sleep instead of spinning; `stmdit bench` measures it."""
+WAITING = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+"""Environment variables by which OpenMP's threads spin briefly while they wait, and then sleep; `stmdit bench` measures it.
+
+GNU's (torch on Linux) spin a thousand times: a thread that sleeps at once wakes later than most of its work is done. Under ``PASSIVE`` they would
+spin less where several threads call torch, as beside a viewer. Intel's and LLVM's sleep at once, whatever the policy."""
 NICE = 5
 """Priority of work beside a viewer on Linux: below that of the viewer's thread (0), above that of what may wait (19)."""
 DTYPES = ("float32", "bfloat16", "float16")
@@ -61,9 +64,10 @@ def _fast_dtype(device: str) -> str:
     if device.startswith("cuda"):
         with torch.cuda.device(device):
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    # without matrix tiles (AMX) bfloat16 gains little on a CPU or loses, and on MPS nothing was measured
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bfloat16" if device == "cpu" and tiles() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    # a CPU without products of bfloat16 in hardware gains little or loses, and on MPS nothing was measured
+    products = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # those with matrix tiles (AMX) have them, too
+    fast = device == "cpu" and products() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if fast else "float32"
 
 
 def decoder_on(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -79,13 +83,17 @@ def decoder_on(vae: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return vae.eval()
 
 
+def thread_waiting() -> dict[str, str]:
+    """Return the environment of a process whose threads wait as `WAITING` says, unless the user set one of its variables."""
+    return {name: os.environ[name] for name in WAITING if name in os.environ} or dict(WAITING)
+
+
 def let_threads_sleep() -> None:
     """Make torch's waiting threads sleep, unless the user set it otherwise; call it before torch is imported.
 
-    By default they spin and block the cores that other threads need. Once torch is imported, it affects only processes started later.
+    By default they spin for long and block the cores that other threads need. Once torch is imported, it affects only processes started later.
     """
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(thread_waiting())
 
 
 def let_viewer_go_first() -> None:

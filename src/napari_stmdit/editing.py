@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 METHOD = 2
 """Version of cached paths; raise it when the path of a crop to its noise changes."""
-COARSE_NODES = (2 / 3, 1)
-"""Nodes of a known path that a coarse edit follows, as shares of its steps, after the data: three calls of the network."""
 NOISE_BYTES = 512 * 2**20
 NOISE_FOLDER_BYTES = 2 * 2**30
 IMAGE_BYTES = 128 * 2**20
@@ -104,11 +102,6 @@ class TissueEditor:
 
         assert batch.crops is not None
         assert batch.edited is not None
-        fine = batch.sampling.path_steps
-        if fine:
-            known = [self.cache.get(self._key(f"{key} {fine}")) for key in batch.edited.keys]
-            if all(path is not None for path in known):
-                return self._restored(known, before).thinned((0, *(round(fine * share) for share in COARSE_NODES)))
         keys = [self._key(f"{key} {batch.steps}") for key in batch.edited.keys]
         paths = [self.cache.get(key) for key in keys]
         missing = [item for item, path in enumerate(paths) if path is None]
@@ -129,7 +122,9 @@ class TissueEditor:
                 self.cache.put(keys[item], path)
                 paths[item] = path
             self.abducted += len(missing)
-        return self._restored(paths, before)
+        whole_path = self._restored(paths, before)
+        nodes = batch.sampling.nodes
+        return whole_path.thinned((0, *(round(batch.steps * share) for share in nodes))) if nodes else whole_path
 
     def _restored(self, paths: Sequence[NDArray[np.float32] | None], before: ConditionTensors) -> Any:
         from .model.counterfactual import restored

@@ -471,16 +471,15 @@ class Sampling:
         As resolved.
     fast_solver, preview_decoder
         Whether UniPC replaces the checkpoint's solver, and the preview decoder (if any) its decoder.
-    path_steps
-        For a first, coarse edit of real tissue: where the path to the noise in so many steps is cached, the edit follows it at a few
-        of its nodes, instead of a coarser path in `steps`. 0: never.
+    nodes
+        For a coarse edit of real tissue: nodes of the path to the noise that it follows, as shares of `steps`, after the data. None: all.
     """
 
     guidance: GuidanceScales = GuidanceScales.of()
     steps: int = DEFAULT_STEPS
     fast_solver: bool = False
     preview_decoder: bool = False
-    path_steps: int = 0
+    nodes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

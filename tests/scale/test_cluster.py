@@ -313,12 +313,15 @@ def test_workers_stay_on_the_gpus_that_were_given(names, monkeypatch):
 
 
 def test_threads_of_workers_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch):
+    from napari_stmdit.devices import WAITING
     from napari_stmdit.scale.cluster import worker_environments
 
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert {e["OMP_WAIT_POLICY"] for e in worker_environments(2, "cpu", 0, 4)} == {"PASSIVE"}
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    assert {e["OMP_WAIT_POLICY"] for e in worker_environments(2, "cpu", 0, 4)} == {"ACTIVE"}
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    assert all(WAITING.items() <= e.items() for e in worker_environments(2, "cpu", 0, 4))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # not with a number of spins that would undo it
+    for environment in worker_environments(2, "cpu", 0, 4):
+        assert environment["OMP_WAIT_POLICY"] == "PASSIVE" and "GOMP_SPINCOUNT" not in environment
 
 
 def test_a_port_that_is_taken_is_nobodys_business(recwarn):

@@ -409,8 +409,6 @@ while os.getppid() == parent:
     for _ in range(100000): pass
 """
 """Program that keeps a core busy until its parent is gone."""
-_OTHERS = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Further environment variables for the spinning of threads; unset in both ways."""
 ALONE, BESIDE = "alone", "beside a busy process"
 
 
@@ -430,7 +428,7 @@ def waiting(checkpoint: str, rounds: int, count: int = COUNT) -> dict[str, Any]:
     StmditError
         A process ended before its time.
     """
-    plain = {name: value for name, value in os.environ.items() if name not in (*WAITING, *_OTHERS)}
+    plain = {name: value for name, value in os.environ.items() if name not in WAITING}
     ways = {"spinning": plain, "sleeping": {**plain, **WAITING}}
     found: dict[str, Any] = {"patches": count, "rounds": rounds, "setting": dict(WAITING)}
     with ExitStack() as stack:

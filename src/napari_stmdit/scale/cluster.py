@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..devices import WAITING
+from ..devices import thread_waiting
 from ..errors import RequestError, StmditError, SynthesisError, first_line
 from ..intent import CheckpointCard, Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
@@ -99,7 +99,7 @@ def worker_environments(workers: int, device: str, gpu_count: int, cores: int) -
     if on_gpu and workers > gpu_count:
         raise RequestError([("workers", f"{workers} workers need a GPU each, and this computer has {gpu_count}")])
     own = {name: str(max(1, cores // workers)) for name in _THREADS}
-    own |= {name: os.environ.get(name, value) for name, value in WAITING.items()}
+    own |= thread_waiting()
     if not on_gpu:
         return [dict(own) for _ in range(workers)]
     return [{**own, _VISIBLE: name} for name in _gpu_names(gpu_count)[:workers]]

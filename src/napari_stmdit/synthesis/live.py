@@ -26,8 +26,8 @@ from .spots import MeasuredSpots
 
 Box = tuple[int, int, int, int]
 
-COARSE_STEPS = 4
-"""Steps of the first picture of a spot whose noise is not cached; otherwise the cached path at fewer nodes."""
+COARSE_NODES = (2 / 3, 1)
+"""Nodes of the path to the noise that the first picture of a spot follows, as shares of its steps, after the data."""
 MAX_SPOTS = 48
 """Maximum number of spots shown at once."""
 MAX_AHEAD = 64
@@ -139,13 +139,11 @@ class LiveTissue:
             tell("")
         conditions = condition_rows(plan, self.section, self.model)
         keys = _keys(plan, conditions)
-        stages = sorted({min(COARSE_STEPS, plan.steps), plan.steps})  # all spots coarsely first, then finely
         if self._drop(keys.keys()):
             yield self._picture(len(self._waiting(plan, keys, plan.steps)), hidden)
-        for steps in stages:
+        for steps in sorted({min(len(COARSE_NODES), plan.steps), plan.steps}):  # all spots coarsely first, then finely
             coarse = steps < plan.steps
-            sampling = replace(plan.sampling, steps=steps, path_steps=plan.steps if coarse else 0)
-            stage = replace(plan, sampling=sampling)
+            stage = replace(plan, sampling=replace(plan.sampling, nodes=COARSE_NODES if coarse else ()))
             todo, batch = self._waiting(plan, keys, steps, finer=coarse), COARSE_BATCH if coarse else BATCH
             for start in range(0, len(todo), batch):
                 own = todo[start : start + batch]
@@ -154,7 +152,7 @@ class LiveTissue:
                 for event in Session(stage, self.section, self.model, batch=batch, cancel=until, **how).steps():
                     if isinstance(event, Pasted):
                         for result in event.images:
-                            self._take(result, stage, keys[result.patch.spot_id])
+                            self._take(result, stage, keys[result.patch.spot_id], steps)
                         yield self._picture(len(self._waiting(plan, keys, plan.steps)), hidden)
                 if cancel.cancelled or self.newest not in (None, request):
                     return
@@ -230,11 +228,11 @@ class LiveTissue:
             self._blend([made.result.patch.canvas_box for made in gone])
         return bool(gone)
 
-    def _take(self, result: PatchResult, plan: Plan, key: str) -> None:
+    def _take(self, result: PatchResult, plan: Plan, key: str, steps: int) -> None:
         top, left = (round(n / plan.frame.pixel_size) for n in plan.frame.origin)
         y0, x0, y1, x1 = result.patch.canvas_box
         place = replace(result.patch, canvas_box=(y0 + top, x0 + left, y1 + top, x1 + left))
-        self._made[place.spot_id] = _Made(replace(result, patch=place), key, plan.steps)
+        self._made[place.spot_id] = _Made(replace(result, patch=place), key, steps)
         self._blend([place.canvas_box])
 
     def _blend(self, boxes: Sequence[Box]) -> None:

@@ -212,7 +212,7 @@ def following(tissue: LiveTissue, request: Request, in_view: NDArray[np.bool_] |
         while time.perf_counter() < idle:
             if token.cancelled or tissue.newest != request:
                 return
-            time.sleep(0.02)
+            time.sleep(0.005)
         for _ in tissue.prepare(request, in_view, token):
             pass
 
