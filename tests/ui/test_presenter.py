@@ -60,13 +60,22 @@ def of_cells(tiny_section):
     )
 
 
-def test_other_plugins_are_served_once_the_checkpoint_is_there(viewer, tiny_section, crop_model):
+def test_other_plugins_are_served_once_nothing_is_waited_for(viewer, tiny_section, crop_model):
     begun = []
     made = Presenter(viewer, lambda job, token, handlers: begun.append(job.title))
     made.show(tiny_section)
     assert "Loading the checkpoint" in begun and "Linking with SpatialData" not in begun
+    made.state.status = RunStatus.RUNNING  # the imports would hold it up
     made.use_model(crop_model)
+    assert "Linking with SpatialData" not in begun
+    made.state.status = RunStatus.DONE
     assert begun.count("Linking with SpatialData") == 1
+
+
+def test_the_example_draws_its_section_while_the_checkpoint_is_loaded(viewer):
+    begun = []
+    Presenter(viewer, lambda job, token, handlers: begun.append(job.title)).example.show()
+    assert begun == ["Opening the sample section", "Loading the checkpoint"]
 
 
 def test_what_cannot_be_imported_ahead_is_told_when_a_checkpoint_is_loaded(monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
 
 from ..assemble import load_checkpoint
 from ..edits import Towards
@@ -100,9 +101,7 @@ def demo_request(
     half = SIDE_UM / 2 / mpp
     y, x = (float(value) for value in centre)
     ring = ((y - half, x - half), (y - half, x + half), (y + half, x + half), (y + half, x - half))
-    haematoxylin = [haematoxylin_density(crop) for crop in crops_at(section, spots.yx, card)]
-    pale = spots.ids[np.argsort(haematoxylin)[:PALE_SPOTS]].tolist()
-    edit = Towards(name=f"towards {TARGET}", target_spots=tuple(pale), spots=painted)
+    edit = Towards(name=f"towards {TARGET}", target_spots=_palest_spots(section, card), spots=painted)
     request = Request(
         section="sample",
         region=Polygons(rings=(ring,)),
@@ -127,6 +126,18 @@ def _tumour_spot(section: Section, tumour: Profile, stroma: Profile) -> int:
     nearest = np.argsort(distance, axis=1, kind="stable")[:, :19]  # a spot and two rings around it
     whole = np.take_along_axis(distance, nearest, axis=1).max(axis=1) < 2.1 * pitch
     return int(np.argmax(np.where(whole, score[nearest].mean(axis=1), -np.inf)))
+
+
+def _palest_spots(section: Section, card: CheckpointCard) -> tuple[str, ...]:
+    """Return the spots with the least haematoxylin, of three times as many that the coarsest level shows pale: crops are slow to read."""
+    spots, slide = section.spots, section.slide
+    level = np.asarray(slide.levels[-1])
+    scale = slide.levels[0].shape[0] * slide.pixel_size / level.shape[0]
+    around = uniform_filter(stain_density(level)[..., 0], round(card.patch_um / section.mpp / scale))
+    y, x = np.clip((spots.yx / scale).astype(int), 0, np.array(around.shape) - 1).T
+    pale = np.argsort(around[y, x])[: 3 * PALE_SPOTS]
+    haematoxylin = [haematoxylin_density(crop) for crop in crops_at(section, spots.yx[pale], card)]
+    return tuple(spots.ids[pale[np.argsort(haematoxylin)[:PALE_SPOTS]]].tolist())
 
 
 def _facts(section: Section, result: Result, centre: NDArray[np.float64], name: str) -> dict[str, Any]:

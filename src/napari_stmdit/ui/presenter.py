@@ -108,6 +108,7 @@ class Presenter:
         self._unsaved: list[str] = []
         self._titles: dict[str, str] = {}
         self._unlinked: Section | None = None
+        self.state.events.status.connect(self._link, max_args=0)
         self.close_ups.follow(viewer, lambda: self.view)
         camera_of(viewer).events.zoom.connect(self._zoomed)
         viewer.layers.events.inserted.connect(self._inserted)
@@ -181,9 +182,9 @@ class Presenter:
             go_on()
 
     def _open_example(self, choice: ModelChoice | None) -> None:
+        self.open(None)  # first, so that it is drawn while the checkpoint, whose imports take longer, is loaded
         if choice is not None:
-            self.load_model(choice)  # while the section is being opened
-        self.open(None)
+            self.load_model(choice)
 
     def show(self, section: Section) -> None:
         """Show an opened section in place of the one before."""
@@ -260,7 +261,7 @@ class Presenter:
     def _link(self) -> None:
         """Link the section for other plugins once nothing is waited for: the imports of that take seconds."""
         section = self._unlinked
-        if section is not None and not self.state.busy:
+        if section is not None and not self.state.busy and not self.state.status.busy:
             self._unlinked = None
             self._submit("link", jobs.linking(section), self._linked)
 
