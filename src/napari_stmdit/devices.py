@@ -64,8 +64,8 @@ def _fast_dtype(device: str) -> str:
     if device.startswith("cuda"):
         with torch.cuda.device(device):
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    # a CPU without products of bfloat16 in hardware gains little or loses, and on MPS nothing was measured
-    products = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # those with matrix tiles (AMX) have them, too
+    # a CPU without products of bfloat16 (those with AMX have them, too) gains little or loses, and on MPS nothing was measured
+    products = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     fast = device == "cpu" and products() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if fast else "float32"
 
