@@ -72,6 +72,15 @@ def test_other_plugins_are_served_once_nothing_is_waited_for(viewer, tiny_sectio
     assert begun.count("Linking with SpatialData") == 1
 
 
+def test_genes_of_another_species_are_said_before_anything_is_selected(presenter, crop_model):
+    assert not presenter.section_fault() and not presenter.state.selected
+    human = crop_model.card.model_copy(update={"genes": tuple(f"OTHER{k}" for k in range(20)), "gene_hash": ""})
+    presenter.use_model(type(crop_model)(human))
+    assert "shares 0 of the 20 genes" in presenter.section_fault() and "'demo_colon'" in presenter.section_fault()
+    presenter.state.request = presenter.state.request.model_copy(update={"allow_gene_mismatch": True})
+    assert not presenter.section_fault()
+
+
 def test_the_example_draws_its_section_while_the_checkpoint_is_loaded(viewer):
     begun = []
     Presenter(viewer, lambda job, token, handlers: begun.append(job.title)).example.show()

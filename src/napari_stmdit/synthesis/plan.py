@@ -155,7 +155,8 @@ def plan(section: Section, request: Request, checkpoint: KnownModel | Checkpoint
             )
         )
     shared = match_genes(card.genes, section.spots.genes).shared
-    _check_genes(request, card, section, shared, faults)
+    if unread := gene_fault(request, card, section, shared):
+        faults.append(("genes", unread))
     _check_conditions(request, card, faults)
     if section.expression.kind != "none":
         programs, profiles = known_programs(request.programs), (*request.profiles, *card.profiles)
@@ -240,28 +241,23 @@ def region_rows(section: Section, request: Request, faults: list[tuple[str, str]
 _FACTORS = "--factors FILE.h5ad::NAME (factors=...)"
 
 
-def _check_genes(
-    request: Request, card: CheckpointCard, section: Section, shared: int, faults: list[tuple[str, str]]
-) -> None:
+def gene_fault(request: Request, card: CheckpointCard, section: Section, shared: int) -> str | None:
+    """Return why a checkpoint cannot read a section's expression, of which it shares some genes; None where it can or need not."""
     needed = _genes_needed(card)
     if request.expression == "null" or request.allow_gene_mismatch or shared >= needed:
-        return
+        return None
     if card.reads_factors:
         kind, names = section.expression.kind, some_of(section.spots.genes.symbols.tolist(), 3)
         has = f"those of {section.expression.file} ({names})" if kind == "factors" else "counts of genes"
-        said = (
+        return (
             f"checkpoint {card.name!r} reads {len(card.genes)} factors of each spot in the place of counts ({some_of(card.genes, 3)}), and the section "
             f"has {has}; give the table that holds them, {_FACTORS}"
         )
-        faults.append(("genes", said))
-        return
-    faults.append(
-        (
-            "genes",
-            f"the section shares {shared} of the {len(card.genes)} genes that checkpoint {card.name!r} was trained with, "
-            f"at least {needed} are needed; use a checkpoint trained for this species and panel, or --allow-gene-mismatch "
-            "(allow_gene_mismatch=True) to go on with missing genes at their training mean",
-        )
+    return (
+        f"the section shares {shared} of the {len(card.genes)} genes that checkpoint {card.name!r} was trained with, "
+        f"at least {needed} are needed; use a checkpoint trained for this species and panel (of those in the package, 'demo' is for human "
+        "breast and 'demo_colon' for mouse colon), or --allow-gene-mismatch (allow_gene_mismatch=True) to go on with missing genes at "
+        "their training mean"
     )
 
 

@@ -16,7 +16,7 @@ from ..errors import ScaleError, StmditError
 from ..expression.genes import match_genes
 from ..intent import Request
 from ..regions import AllSpots
-from ..synthesis.plan import region_rows
+from ..synthesis.plan import gene_fault, region_rows
 from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
 from . import jobs, layers
@@ -274,7 +274,14 @@ class Presenter:
         section, model = self.state.section, self.state.checkpoint
         if section is None or model is None:
             return ""
-        return synthesis_fault(section, model.card.patch_mpp) or self.state.faults.get("genes", "")
+        return synthesis_fault(section, model.card.patch_mpp) or self.gene_fault()
+
+    def gene_fault(self) -> str:
+        """Return why the checkpoint cannot read the section's genes, in words; empty where it can or nothing is known yet."""
+        section, model, overlap = self.state.section, self.state.checkpoint, self.gene_overlap()
+        if section is None or model is None or overlap is None or section.expression.kind == "none":
+            return ""
+        return gene_fault(self.state.request, model.card, section, overlap[0]) or ""
 
     def gene_overlap(self) -> tuple[int, int] | None:
         """Return the number of the checkpoint's genes in the section, and of all; None before both are there."""
