@@ -13,7 +13,7 @@ from napari.components import ViewerModel
 from standins import CropModel
 
 from napari_stmdit.errors import SectionError
-from napari_stmdit.intent import Guidance
+from napari_stmdit.intent import Guidance, hash_genes
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.types import Outlines
@@ -74,7 +74,8 @@ def test_other_plugins_are_served_once_nothing_is_waited_for(viewer, tiny_sectio
 
 def test_genes_of_another_species_are_said_before_anything_is_selected(presenter, crop_model):
     assert not presenter.section_fault() and not presenter.state.selected
-    human = crop_model.card.model_copy(update={"genes": tuple(f"OTHER{k}" for k in range(20)), "gene_hash": ""})
+    genes = tuple(f"OTHER{k}" for k in range(20))
+    human = crop_model.card.model_copy(update={"genes": genes, "gene_hash": hash_genes(genes)})
     presenter.use_model(type(crop_model)(human))
     assert "shares 0 of the 20 genes" in presenter.section_fault() and "'demo_colon'" in presenter.section_fault()
     presenter.state.request = presenter.state.request.model_copy(update={"allow_gene_mismatch": True})

@@ -314,7 +314,10 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
             state.events,
             ("section", lambda: self.show_section(state.section)),
             ("scale_asked", lambda: self.ask_scale(state.scale_asked)),
-            ("section checkpoint faults request", lambda: self.show_fit(presenter.gene_overlap(), presenter.section_fault())),
+            (
+                "section checkpoint faults request",
+                lambda: self.show_fit(presenter.gene_overlap(), presenter.section_fault()),
+            ),
             ("section checkpoint faults request", lambda: self.way_on.setVisible(bool(presenter.gene_fault()))),
             ("alignment", show_alignment),
             ("section", lambda: self.show_recent(recent_sections())),
