@@ -13,6 +13,7 @@ from viewing import Mouse, no_leaks, settle, viewer, workbench  # noqa: F401
 from napari_stmdit.edits import Scale
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.ui import layers
+from napari_stmdit.ui.compare import grid_of
 from napari_stmdit.ui.state import RunStatus
 from napari_stmdit.ui.widgets.evaluate import Picture
 from napari_stmdit.ui.widgets.input import RUN_KEYS, sequence
@@ -143,17 +144,24 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     assert state.comparison is None
 
 
-def test_what_the_grid_shows_is_seen(viewer, opened):  # noqa: F811
-    """Left the slide, right the result: the picture on the screen says so."""
+@pytest.mark.parametrize(("size", "shape"), [((1500, 700), (1, 2)), ((1100, 980), (2, 1))])
+def test_what_the_grid_shows_is_seen(viewer, opened, size, shape):  # noqa: F811
+    """The slide first, the result right of it or below, as there is room: the picture on the screen says so, and labels lie where their cells do."""
+    viewer.window.resize(*size)
+    settle(lambda: False, 0.3)
     opened.presenter.use_model(Tinted(opened.state.checkpoint.card))
     opened.presenter.select_all()
     run(opened, viewer)
     press(viewer, "grid")
     settle(lambda: False, 0.3)
+    assert tuple(grid_of(viewer).shape) == shape
     picture = viewer.screenshot(canvas_only=True, flash=False)[..., :3].astype(int)
-    half = picture.shape[1] // 2
-    rough = [np.abs(np.diff(side, axis=1)).mean() for side in (picture[:, :half], picture[:, half:])]
-    assert rough[1] > 1.25 * rough[0]  # noise on the right, the smooth slide on the left; frames on both
+    first, second = np.array_split(picture, 2, axis=shape.index(2))
+    rough = [np.abs(np.diff(side, axis=1)).mean() for side in (first, second)]
+    assert rough[1] > 1.25 * rough[0]  # noise in the result, the slide is smooth; frames on both
+    places = np.array([label.at for label in opened.overlay.labels])
+    half = np.array([opened.overlay.width(), opened.overlay.height()]) / shape[::-1]
+    assert (places // half).tolist() == [[0, 0], [shape.index(2), 1 - shape.index(2)]]
     press(viewer, "grid")
 
 

@@ -572,7 +572,7 @@ def test_a_checkpoint_that_is_not_there_is_said(viewer, by_hand, tmp_path):
     assert presenter.state.checkpoint is None
 
 
-def test_compare_gives_everything_back(presenter, viewer, by_hand):
+def test_compare_gives_everything_back(presenter, viewer, by_hand, monkeypatch):
     from napari_stmdit.ui.compare import grid_of
 
     selected(presenter, 3)
@@ -582,6 +582,7 @@ def test_compare_gives_everything_back(presenter, viewer, by_hand):
     grid = grid_of(viewer)
     grid.stride, grid.shape = 3, (2, 2)
     before = [(x.name, x.visible) for x in viewer.layers]
+    monkeypatch.setattr("napari_stmdit.ui.compare.canvas_size_of", lambda viewer: np.array([600.0, 800.0]))
     presenter.compare.start("grid")
     assert presenter.state.comparison is not None
     assert not other.visible

@@ -169,12 +169,16 @@ def test_a_comparison_gives_everything_back(presenter, viewer, by_hand, mode, wi
     assert list(viewer.mouse_drag_callbacks) == callbacks
 
 
-def test_the_grid_shows_slide_baseline_and_edited_with_names_and_scale(presenter, viewer, by_hand):
+@pytest.mark.parametrize(("size", "shape"), [((600, 800), (1, 3)), ((800, 600), (3, 1))])
+def test_the_grid_shows_slide_baseline_and_edited_with_names_and_scale(
+    presenter, viewer, by_hand, monkeypatch, size, shape
+):
+    monkeypatch.setattr("napari_stmdit.ui.compare.canvas_size_of", lambda viewer: np.array(size, dtype=float))
     base, edited = run(presenter, by_hand), run(presenter, by_hand, edits=(EDIT,))
     presenter.compare.start("grid", edited, base)
     grid = grid_of(viewer)
     cells = {x.name: grid.position(i, viewer.layers) for i, x in enumerate(viewer.layers) if x.visible}
-    assert grid.enabled and tuple(grid.shape) == (1, 3)
+    assert grid.enabled and tuple(grid.shape) == shape
     slide, spots = presenter.view.slide.name, presenter.view.spots.name
     assert cells[slide] == cells[spots]
     places = [cells[slide], cells[presenter.results.layer(base).name], cells[presenter.results.layer(edited).name]]

@@ -37,6 +37,19 @@ def grid_of(viewer: Any) -> Any:
     return canvas.grid if hasattr(canvas, "grid") else viewer.grid
 
 
+def cells_of(viewer: Any) -> NDArray[np.int64]:
+    """Return the number of cells below and beside each other (2,); (1, 1) without a grid."""
+    grid = grid_of(viewer)
+    return np.maximum(grid.shape if grid.enabled else 1, np.ones(2, dtype=np.int64))
+
+
+def canvas_size_of(viewer: Any) -> NDArray[np.float64]:
+    """Return height and width of the canvas, or of a cell of it, in pixels: it moved to the canvas's model in napari 0.9."""
+    canvas: Any = getattr(viewer, "canvas", None)
+    size = np.asarray(canvas.size if hasattr(canvas, "size") else viewer._canvas_size, dtype=np.float64)
+    return np.asarray(size / cells_of(viewer))
+
+
 def scale_bar_of(viewer: Any) -> Any:
     """Return the scale bar's model: it moved from the viewer to its canvas in napari 0.9."""
     canvas: Any = getattr(viewer, "canvas", None)
@@ -115,7 +128,7 @@ class Fade(ComparisonMode):
 
 
 class SideBySide(ComparisonMode):
-    """Grid with a cell for the slide with its spots, and a cell for each result over a faded slide.
+    """Grid with a cell for the slide with its spots, and a cell for each result over a faded slide: below each other in a high canvas.
 
     napari's grid puts every ``stride`` layers of the list into a cell and leaves out cells without a visible layer. Our layers
     are moved to the bottom of the list meanwhile, and all others are hidden.
@@ -146,9 +159,10 @@ class SideBySide(ComparisonMode):
             viewer.layers.move(viewer.layers.index(layer), place)
         for layer in viewer.layers:
             self._kept.change(layer, visible=any(layer is one for one in cells))
-        columns = len(cells) // 2
-        self._kept.change(grid_of(viewer), stride=2, shape=(1, columns), spacing=SPACING_PX, enabled=True)
-        camera_of(viewer).zoom /= columns  # a cell shows what the canvas did
+        count, (height, width) = len(cells) // 2, canvas_size_of(viewer) * cells_of(viewer)
+        shape = (1, count) if width >= height else (count, 1)
+        self._kept.change(grid_of(viewer), stride=2, shape=shape, spacing=SPACING_PX, enabled=True)
+        camera_of(viewer).zoom /= count  # a cell shows what the canvas did
         bar = scale_bar_of(viewer)
         self._kept.change(bar, visible=True)
         if hasattr(bar, "gridded"):
@@ -165,7 +179,7 @@ class SideBySide(ComparisonMode):
         if hasattr(bar, "gridded"):
             bar.gridded = False  # first: napari redraws a gridded bar while cells come and go
         if grid.enabled:
-            camera_of(viewer).zoom *= grid.shape[1]
+            camera_of(viewer).zoom *= max(grid.shape)
         grid.enabled = False
         self._kept.restore()
         for context in contexts:

@@ -14,7 +14,7 @@ from ..tissue.crops import read_patches
 from ..tissue.geometry import apply
 from ..tissue.images import MIN_LEVEL_PX
 from . import jobs, layers
-from .compare import grid_of
+from .compare import canvas_size_of, cells_of
 from .gestures import camera_of
 from .jobs import Handlers, Lane, Start
 from .results import ResultList
@@ -26,19 +26,6 @@ FILLED = 0.5
 """Fraction of the view that a result takes after zooming: the tissue around it is visible, too."""
 Quads = NDArray[np.float64]
 """Corners (n, 4, 2) of rectangles, (y, x) in the world."""
-
-
-def columns_of(viewer: Any) -> int:
-    """Return the number of cells beside each other; 1 without a grid."""
-    grid = grid_of(viewer)
-    return max(int(grid.shape[1]), 1) if grid.enabled else 1
-
-
-def canvas_size_of(viewer: Any) -> NDArray[np.float64]:
-    """Return height and width of the canvas, or of a cell of it, in pixels: it moved to the canvas's model in napari 0.9."""
-    canvas: Any = getattr(viewer, "canvas", None)
-    size = np.asarray(canvas.size if hasattr(canvas, "size") else viewer._canvas_size, dtype=np.float64)
-    return size / (1, columns_of(viewer))
 
 
 class Looking:
@@ -82,7 +69,7 @@ class Looking:
         self._results.show(int(number or 0), True)
         camera = camera_of(viewer)
         if self._before is None:
-            self._before = (tuple(camera.center), float(camera.zoom) * columns_of(viewer))
+            self._before = (tuple(camera.center), float(camera.zoom) * cells_of(viewer).max())
         low, high = frames.min(axis=(0, 1)), frames.max(axis=(0, 1))
         camera.center = (*tuple(camera.center)[:-2], *((low + high) / 2))
         camera.zoom = float(FILLED * (canvas_size_of(viewer) / np.maximum(high - low, 1e-6)).min())
@@ -94,7 +81,7 @@ class Looking:
         self.forget()
         if viewer is not None and before is not None:
             camera = camera_of(viewer)
-            camera.center, camera.zoom = before[0], before[1] / columns_of(viewer)
+            camera.center, camera.zoom = before[0], before[1] / cells_of(viewer).max()
 
     def forget(self) -> None:
         """Forget the former view."""

@@ -483,7 +483,7 @@ class Example:
         self._runs.edited_tissue(number)
         self.state.tell(
             "info",
-            "This tissue before (left) and after an edit towards its palest spots (right). It is a draft; Run makes it with all steps.",
+            "This tissue before and after an edit towards its palest spots. It is a draft; Run makes it with all steps.",
         )
 
 

@@ -14,7 +14,7 @@ from qtpy.QtGui import QColor, QPainter, QPainterPath, QPaintEvent, QPen, QPolyg
 from qtpy.QtOpenGLWidgets import QOpenGLWidget
 from qtpy.QtWidgets import QWidget
 
-from ..compare import SPACING_PX, grid_of
+from ..compare import SPACING_PX, cells_of, grid_of
 from ..gestures import Line, camera_of
 from ..presenter import Presenter
 from .common import Connections, connect_state
@@ -115,11 +115,12 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
     def _cells(self) -> list[QRectF]:
         """Return where the section is shown: the canvas, or the cells of a comparison side by side; none of a grid of the user's own."""
         comparison = None if self._presenter is None else self._presenter.state.comparison
-        grid, count = grid_of(self._viewer), 1
-        if grid.enabled:
-            count = int(grid.shape[1]) if comparison is not None and comparison.mode == "grid" else 0
-        width = (self.width() - SPACING_PX * (count - 1)) / max(count, 1)
-        return [QRectF(k * (width + SPACING_PX), 0, width, self.height()) for k in range(count)]
+        if grid_of(self._viewer).enabled and (comparison is None or comparison.mode != "grid"):
+            return []
+        rows, columns = cells_of(self._viewer).tolist()
+        width, height = (self.width() + SPACING_PX) / columns, (self.height() + SPACING_PX) / rows
+        size = width - SPACING_PX, height - SPACING_PX
+        return [QRectF(x * width, y * height, *size) for y in range(rows) for x in range(columns)]
 
     def _labels(self) -> list[Label]:
         """Return the labels of the sides of a seam, of the cells, or of the picture that is shown."""
@@ -134,7 +135,10 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         if comparison.mode == "grid":
             cells = self._cells()
             texts = ("the slide", left, right)[-len(cells) :]
-            return [Label(text, (cell.center().x(), MARGIN_PX)) for text, cell in zip(texts, cells, strict=False)]
+            return [
+                Label(text, (cell.center().x(), cell.top() + MARGIN_PX))
+                for text, cell in zip(texts, cells, strict=False)
+            ]
         if comparison.mode in ("blink", "fade"):
             text = right if comparison.position >= 0.5 else left
             return [Label(text, (self.width() / 2, MARGIN_PX))]
@@ -159,7 +163,7 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
         for cell in self._cells() if self._viewer is not None else ():
             painter.save()
             painter.setClipRect(cell)
-            painter.translate(cell.center().x() - self.width() / 2, 0)
+            painter.translate(cell.center() - QRectF(self.rect()).center())
             self._frame(painter)
             painter.restore()
         if len(self._line) > 1:
@@ -197,8 +201,9 @@ class Overlay(QWidget):  # type: ignore[misc,unused-ignore]
 
     def _write(self, painter: QPainter, label: Label) -> None:
         metrics = painter.fontMetrics()
-        most = self.width() / max(len(self._cells()), 2) - 4 * MARGIN_PX
-        text = metrics.elidedText(label.text, Qt.TextElideMode.ElideRight, int(most))
+        cells = self._cells()
+        most = cells[0].width() if len(cells) > 1 else self.width() / 2  # the halves of a seam
+        text = metrics.elidedText(label.text, Qt.TextElideMode.ElideRight, int(most - 4 * MARGIN_PX))
         width, height = metrics.horizontalAdvance(text) + 2 * MARGIN_PX, metrics.height() + MARGIN_PX
         x = label.at[0] - width * (1 - label.side) / 2
         x = min(max(x, 0), self.width() - width)  # also where the seam is near the border
