@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from napari_stmdit.errors import CheckpointError
@@ -34,6 +35,9 @@ def test_profiles(tiny_checkpoint):
     ]
     assert all(one.mean.shape == (30,) and one.mean.dtype == np.float32 for one in found.values())
     arrays = load_file(tiny_checkpoint / "profiles.safetensors")
+    save_file({**arrays, "stroma.encoding": torch.zeros(3)}, tiny_checkpoint / "profiles.safetensors")
+    with pytest.raises(CheckpointError, match=r"profiles.safetensors: stroma.encoding is of shape \(3,\), expected"):
+        read_profiles(folder)
     save_file({"tumour.mean": arrays["tumour.mean"]}, tiny_checkpoint / "profiles.safetensors")
     with pytest.raises(CheckpointError, match=r"profiles.safetensors: stroma.mean is missing"):
         read_profiles(folder)

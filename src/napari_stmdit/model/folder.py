@@ -162,15 +162,15 @@ def read_profiles(folder: CheckpointFolder) -> dict[str, Profile]:
     if not folder.card.profiles:
         return {}
     found, genes = read_weights(folder.path / PROFILES), folder.card.genes
+    read_as: Any = read_settings(folder.components["transformer"].path / "config.json").get("expression_dim")
 
-    def part(name: str, ending: str, size: int | None, words: str) -> NDArray[np.float32] | None:
+    def part(name: str, ending: str, size: int, words: str) -> NDArray[np.float32] | None:
         tensor = found.get(f"{name}.{ending}")
         if tensor is None and ending != "mean":
             return None
-        if tensor is None or tensor.ndim != 1 or (size is not None and len(tensor) != size):
+        if tensor is None or tuple(tensor.shape) != (size,):
             got = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-            expected = "(d,)" if size is None else f"({size},)"
-            raise CheckpointError(f"{PROFILES}: {name}.{ending} is {got}, expected {expected}: {words}.")
+            raise CheckpointError(f"{PROFILES}: {name}.{ending} is {got}, expected ({size},): {words}.")
         numbers: NDArray[np.float32] = tensor.float().numpy()
         return numbers
 
@@ -184,7 +184,7 @@ def read_profiles(folder: CheckpointFolder) -> dict[str, Profile]:
             mean,
             part(name, "spread", len(genes), "one value a gene"),
             None if depth is None else float(depth[0]),
-            part(name, "encoding", None, "one value a number of the encoding"),
+            part(name, "encoding", read_as, "as many values as the transformer takes of expression"),
         )
     return profiles
 
