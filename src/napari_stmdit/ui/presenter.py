@@ -166,7 +166,7 @@ class Presenter:
             if viewer is None:
                 return
             for layer in [x for x in viewer.layers if layers.section_of(x) is section]:
-                viewer.layers.remove(layer)
+                layers.remove(viewer, layer)
 
         self._replace(section.path, go_on, stay)
 

@@ -319,7 +319,7 @@ class ResultList:
         viewer, layer = self._viewer(), self._layers.get(number)
         if viewer is not None and layer is not None and layer in viewer.layers:
             self.deleted(number)
-            viewer.layers.remove(layer)
+            layers.remove(viewer, layer)
 
     def save(self, number: int, path: str) -> None:
         """Write a result into a SpatialData store, off the GUI thread."""
