@@ -15,7 +15,7 @@ from .common import Choice, Connections, blocked, boxed, button, column, combo, 
 
 MODES = (
     ("off", "Off", "End the comparison and restore the viewer"),
-    ("grid", "Side", "Side by side with linked pan and zoom, names and scale bars"),
+    ("grid", "Side", "Side by side (below each other in a high canvas) with linked pan and zoom, names and scale bars"),
     ("swipe", "Swipe", "A seam across the tissue: drag it in the viewer, or move the slider"),
     ("blink", "Blink", "Show one and the other in turn"),
     ("fade", "Fade", "Fade one into the other with the slider"),
