@@ -7,7 +7,7 @@ from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QKeyEvent, QMouseEvent, QWheelEvent
 from qtpy.QtWidgets import QApplication
 
-from napari_stmdit.ui.compare import SPACING_PX, grid_of
+from napari_stmdit.ui.compare import SPACING_PX, cells_of
 
 PLAIN, SHIFT = Qt.KeyboardModifier.NoModifier, Qt.KeyboardModifier.ShiftModifier
 CONTROL, ALT = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.AltModifier
@@ -24,13 +24,14 @@ class Mouse:
         camera = self.viewer.scene.camera if hasattr(self.viewer, "scene") else self.viewer.camera
         centre, zoom = np.array(camera.center[-2:]), camera.zoom
         y, x = (np.asarray(world)[-2:] - centre) * zoom
-        return QPointF(float(x) + self._middle_of_first_cell(), float(y) + self.canvas.height() / 2)
+        middle = self._middle_of_first_cell()
+        return QPointF(float(x) + middle.x(), float(y) + middle.y())
 
     def _middle_of_first_cell(self):
-        """Return x in the middle of where the section is shown: the whole canvas, or the first of some pictures side by side."""
-        grid, width = grid_of(self.viewer), self.canvas.width()
-        cells = int(grid.shape[1]) if grid.enabled else 1
-        return (width - SPACING_PX * (cells - 1)) / cells / 2
+        """Return the middle of where the section is shown: the whole canvas, or the first of some pictures beside or below each other."""
+        rows, columns = cells_of(self.viewer).tolist()
+        width, height = self.canvas.width() + SPACING_PX, self.canvas.height() + SPACING_PX
+        return QPointF((width / columns - SPACING_PX) / 2, (height / rows - SPACING_PX) / 2)
 
     def send(self, kind, world, button=Qt.MouseButton.LeftButton, keys=PLAIN):
         place = self.at(world)
