@@ -472,7 +472,7 @@ class Sampling:
     fast_solver, preview_decoder
         Whether UniPC replaces the checkpoint's solver, and the preview decoder (if any) its decoder.
     nodes
-        For a coarse edit of real tissue: nodes of the path to the noise that it follows, as shares of `steps`, after the data. None: all.
+        For a coarse edit of real tissue: nodes of the path to the noise that it follows, as shares of `steps`, after the data. Empty: all.
     """
 
     guidance: GuidanceScales = GuidanceScales.of()

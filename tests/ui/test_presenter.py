@@ -86,8 +86,8 @@ def test_a_layer_is_removed_without_a_search_through_all_objects(viewer, monkeyp
 def test_genes_of_another_species_are_said_before_anything_is_selected(presenter, crop_model):
     assert not presenter.section_fault() and not presenter.state.selected
     genes = tuple(f"OTHER{k}" for k in range(20))
-    human = crop_model.card.model_copy(update={"genes": genes, "gene_hash": hash_genes(genes)})
-    presenter.use_model(type(crop_model)(human))
+    other = crop_model.card.model_copy(update={"genes": genes, "gene_hash": hash_genes(genes)})
+    presenter.use_model(type(crop_model)(other))
     assert "shares 0 of the 20 genes" in presenter.section_fault() and "'demo_colon'" in presenter.section_fault()
     presenter.state.request = presenter.state.request.model_copy(update={"allow_gene_mismatch": True})
     assert not presenter.section_fault()

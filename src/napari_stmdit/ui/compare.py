@@ -179,7 +179,7 @@ class SideBySide(ComparisonMode):
         if hasattr(bar, "gridded"):
             bar.gridded = False  # first: napari redraws a gridded bar while cells come and go
         if grid.enabled:
-            camera_of(viewer).zoom *= max(grid.shape)
+            camera_of(viewer).zoom *= cells_of(viewer).max()
         grid.enabled = False
         self._kept.restore()
         for context in contexts:
