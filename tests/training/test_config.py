@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from napari_stmdit.errors import RequestError
 from napari_stmdit.training.config import FolderSource, load_config
+from napari_stmdit.training.parallel import choose_compute
 
 
 def test_paths_are_taken_from_the_config_or_from_the_options(tiny_config, tmp_path):
@@ -20,6 +22,21 @@ def test_every_fault_is_named_with_its_place(tiny_config):
     with pytest.raises(RequestError) as caught:
         load_config(tiny_config(patch_px=-1, diffusion={"steps": 0}, unknown=3))
     assert {place for place, _ in caught.value.faults} == {"patch_px", "diffusion.steps", "unknown"}
+
+
+@pytest.mark.parametrize(("products", "precision"), [(True, "bf16"), (False, "no")])
+def test_a_cpu_trains_in_bfloat16_where_its_hardware_multiplies_it_alone(tiny_config, monkeypatch, products, precision):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: products, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    config = load_config(tiny_config(device="cpu"))
+    assert choose_compute(config).precision == precision
+    assert choose_compute(config.model_copy(update={"precision": "bf16"})).precision == "bf16"
+
+
+def test_a_precision_of_no_needs_no_quotes(tiny_config, tmp_path):
+    path = tiny_config()
+    path.write_text(path.read_text() + "precision: no\n")
+    assert load_config(path).precision == "no"
 
 
 def test_a_section_cannot_be_trained_on_and_held_out(tiny_config):

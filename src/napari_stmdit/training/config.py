@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from ..errors import RequestError
 from ..files import BadFile, read_yaml
@@ -259,8 +259,8 @@ class TrainingConfig(_Settings):
     """Accept sections that lack many genes of the checkpoint to start from; missing ones count as their mean."""
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Mixed precision of the networks; weights stay float32."""
+    precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)] = "auto"
+    """Mixed precision of the networks, "no" for float32 (YAML reads a bare no as false); weights stay float32."""
     workers: Positive = 2
     """Number of one-thread processes on a CPU; on GPUs ``accelerate launch`` decides."""
     tensorboard: bool = True

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, multiprocessing, nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
+from ..devices import choose_device
 from ..errors import RequestError, StmditError
 from ..progress import CancelToken
 from .config import TrainingConfig
@@ -249,8 +250,8 @@ class Compute:
 def choose_compute(config: TrainingConfig) -> Compute:
     """Resolve the device and the precision of a config; raises RequestError where the device is missing or lacks that precision.
 
-    ``auto`` takes a GPU if there is one. Precision: bfloat16 on a CPU and on GPUs that have it, float16 on other NVIDIA GPUs, float32
-    on MPS, unless ``accelerate launch`` was given another.
+    ``auto`` takes a GPU if there is one, and the precision that the hardware is fast at (`choose_device`), unless ``accelerate launch`` was
+    given another.
     """
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
@@ -263,8 +264,7 @@ def choose_compute(config: TrainingConfig) -> Compute:
     precision: str = config.precision
     if precision == "auto":
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if is_launched() else "no"
-        bf16 = device == "cpu" or (device == "cuda" and torch.cuda.is_bf16_supported())
-        own = "bf16" if bf16 else {"cuda": "fp16", "mps": "no"}[device]
+        own = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}[choose_device(device)[1]]
         precision = launched if launched in ("bf16", "fp16") else own
     if device == "cpu" and precision == "fp16":
         raise RequestError([("precision", "fp16 is for GPUs; choose bf16 or no on a CPU")])
