@@ -26,6 +26,7 @@ from napari_stmdit.evaluation.effects import (
     ms_ssim,
     new_nuclei,
     painted_crop,
+    ridge_change,
     swap_coefficient,
 )
 from napari_stmdit.evaluation.evaluate import evaluate
@@ -155,7 +156,8 @@ def test_a_model_that_pastes_the_other_spot_moves_all_the_way_and_its_control_do
         assert one["coefficient"] == pytest.approx(1, abs=1e-6) and one["low"] > 0.99
     for one in pasting["swap_control"].values():
         assert one["low"] < 0 < one["high"] and abs(one["coefficient"]) < 0.6
-    assert pasting["swap"]["haematoxylin"]["ceiling"] > 0.5  # expression tells this tissue's density
+    for most in ("ceiling", "ridge"):
+        assert pasting["swap"]["haematoxylin"][most] > 0.5  # expression tells this tissue's density
     assert pasting["identity"]["pixels"] == 0
     assert pasting["locality"]["inside_haematoxylin"] > 0.05
     assert pasting["locality"]["outside_grey_levels"] == 0 and pasting["locality"]["outside_pixels"] > 0
@@ -248,6 +250,20 @@ def test_the_ceiling_is_high_where_expression_tells_and_not_above_zero_where_it_
     assert ceiling(e, rng.normal(size=200), yx) < 0.05
 
 
+def test_what_expression_allows_on_the_same_pairs_is_read_without_their_blocks():
+    rng = np.random.default_rng(0)
+    e, yx = rng.normal(size=(200, 6)), rng.uniform(size=(200, 2))
+    rows, given = rng.permutation(200)[:60], rng.permutation(200)[:60]
+    told, none = e @ np.arange(6.0), rng.normal(size=200)
+    assert np.allclose(ridge_change(e, told, yx, rows, given), told[given] - told[rows], atol=0.1)
+    # a spot's own value is not known to the fit, however it is encoded
+    known = np.eye(200)
+    for values, x in ((none, e), (none, known)):
+        found = swap_coefficient(ridge_change(x, values, yx, rows, given), values[rows], values[given], 20)
+        assert abs(found.value) < 0.1
+    assert not ridge_change(e, told, yx, rows, rows).any()
+
+
 def test_images_are_like_themselves_and_less_so_when_they_are_blurred():
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     assert ms_ssim(image, image) == pytest.approx(1)
@@ -327,7 +343,7 @@ def test_the_command_prints_one_object_with_every_figure(printed):
     assert found["identity"]["ms_ssim"] == pytest.approx(found["identity"]["autoencoder_ms_ssim"], abs=0.02)
     for part in ("swap", "swap_control"):
         for measure in ("haematoxylin", "nuclei"):
-            assert {"coefficient", "low", "high", "ceiling"} <= set(found[part][measure])
+            assert {"coefficient", "low", "high", "ridge", "ceiling"} <= set(found[part][measure])
     assert {"correlation", "slope", "low", "high"} <= set(found["programs"])
     assert "monotone" in found["dose"] and "ratio" in found["locality"]
     assert found["locality"]["outside_grey_levels"] == 0

@@ -48,6 +48,7 @@ from .effects import (
     ms_ssim,
     new_nuclei,
     painted_crop,
+    ridge_change,
     slide_on,
     spread_of,
     swap_coefficient,
@@ -89,12 +90,13 @@ class Identity(TypedDict):
 
 
 class Swap(TypedDict):
-    """`swap_coefficient` of one measure, and its maximum."""
+    """`swap_coefficient` of one measure, that of ridge regression on the same pairs, and its maximum over many pairs."""
 
     coefficient: float | None
     low: float | None
     high: float | None
     n: int
+    ridge: float | None
     ceiling: float
 
 
@@ -391,14 +393,20 @@ class CounterfactualCheck:
             values = getattr(real, name)
             most = round(ceiling(self.all.expression, values, yx), 4)
             for part, (before, after) in measured.items():
-                change = getattr(after, name) - getattr(before, name)
-                pair = values[self.a], values[self.b]
-                facts = swap_coefficient(change, *pair, self.request.draws, self.request.seed).facts
+                shown = getattr(after, name) - getattr(before, name)
+                told = ridge_change(self.all.expression, values, yx, self.a, self._given[part])
+                facts, ridge = (
+                    swap_coefficient(
+                        change, values[self.a], values[self.b], self.request.draws, self.request.seed
+                    ).facts
+                    for change in (shown, told)
+                )
                 found[part][name] = {
                     "coefficient": facts["value"],
                     "low": facts["low"],
                     "high": facts["high"],
                     "n": facts["n"],
+                    "ridge": ridge["value"],
                     "ceiling": most,
                 }
         return {"swap": found["swap"], "swap_control": found["swap_control"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -147,20 +147,49 @@ def swap_coefficient(change: Array, own: Array, other: Array, draws: int, seed: 
 def ceiling(expression: NDArray[np.float32], values: Array, yx: Array) -> float:
     """Return the cross-validated R2 of a ridge regression of a measure (n,) on encoded expression.
 
-    It is the maximum of a swap coefficient: the part of the measure that expression predicts. Folds are of neighbours, by positions ``yx``
-    (n, 2); the penalty is chosen inside each fold. Expression is (n, d), or tokens (n, g, d), which are averaged.
+    Over many pairs it is the maximum of a swap coefficient: the part of the measure that expression predicts. Folds are of neighbours, by
+    positions ``yx`` (n, 2); the penalty is chosen inside each fold. Expression is (n, d), or tokens (n, g, d), which are averaged.
     """
-    x = (expression.mean(axis=1) if expression.ndim == 3 else expression).astype(np.float64)
-    x = (x - x.mean(axis=0)) / spread_of(x)
-    folds = compact_folds(yx, min(16, max(len(yx) // 10, 1)))
+    folds, predicted = _predicted_without(expression, values, yx)
     residual_ss, total_ss = 0.0, 0.0
-    for fold in np.unique(folds):  # a fit leaves out one fold, and its penalty is chosen on the others
+    for fold in np.unique(folds):
         out = folds == fold
-        penalty = _best_penalty(x[~out], values[~out], folds[~out])
-        (found,) = _ridge(x[~out], values[~out], x[out], [penalty])
+        found = predicted(frozenset((int(fold),)), np.flatnonzero(out))
         residual_ss += float(((values[out] - found) ** 2).sum())
         total_ss += float(((values[out] - values[~out].mean()) ** 2).sum())
     return 1 - residual_ss / total_ss if total_ss > 0 else 0.0
+
+
+def ridge_change(
+    expression: NDArray[np.float32], values: Array, yx: Array, rows: NDArray[np.int64], given: NDArray[np.int64]
+) -> Array:
+    """Return the change (k,) of a measure that ridge regression predicts for spots that get the expression of others.
+
+    ``rows`` and ``given`` (k,) are the spots of each pair; the fit leaves out both and the blocks of neighbours around them. Its swap
+    coefficient is what expression allows on these very pairs: that of few pairs may be far from `ceiling`, whose parameters these are.
+    """
+    folds, predicted = _predicted_without(expression, values, yx)
+    pairs = np.stack([rows, given], axis=1)
+    return np.array([np.diff(predicted(frozenset(folds[pair].tolist()), pair))[0] for pair in pairs])
+
+
+def _predicted_without(
+    expression: NDArray[np.float32], values: Array, yx: Array
+) -> tuple[NDArray[np.int64], Callable[[frozenset[int], NDArray[np.int64]], Array]]:
+    """Return folds (n,) of neighbours, and what predicts a measure at some spots from all others but some folds."""
+    x = (expression.mean(axis=1) if expression.ndim == 3 else expression).astype(np.float64)
+    x = (x - x.mean(axis=0)) / spread_of(x)
+    folds = compact_folds(yx, min(16, max(len(yx) // 10, 1)))
+    penalties: dict[frozenset[int], float] = {}
+
+    def predicted(without: frozenset[int], rows: NDArray[np.int64]) -> Array:
+        kept = ~np.isin(folds, list(without))
+        if without not in penalties:  # chosen on what the fit is made of
+            penalties[without] = _best_penalty(x[kept], values[kept], folds[kept])
+        (found,) = _ridge(x[kept], values[kept], x[rows], [penalties[without]])
+        return found
+
+    return folds, predicted
 
 
 def spread_of(values: NDArray[np.floating], share: float = 1e-6) -> NDArray[np.floating]:

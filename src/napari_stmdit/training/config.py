@@ -259,7 +259,9 @@ class TrainingConfig(_Settings):
     """Accept sections that lack many genes of the checkpoint to start from; missing ones count as their mean."""
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)] = "auto"
+    precision: Annotated[
+        Literal["auto", "no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)
+    ] = "auto"
     """Mixed precision of the networks, "no" for float32 (YAML reads a bare no as false); weights stay float32."""
     workers: Positive = 2
     """Number of one-thread processes on a CPU; on GPUs ``accelerate launch`` decides."""
