@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from napari_stmdit.errors import CheckpointError, RequestError
 from napari_stmdit.training.batches import Batches, batch_loss
-from napari_stmdit.training.config import load_config
-from napari_stmdit.training.diffusion import build_transformer
+from napari_stmdit.training.config import DiffusionSettings, load_config
+from napari_stmdit.training.diffusion import Muon, build_transformer, optimizers
 from napari_stmdit.training.latents import load_cache
 from napari_stmdit.training.state import load_state
 from napari_stmdit.training.train import run_stage, train
@@ -158,3 +159,43 @@ def alive(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon to compare with")
+@pytest.mark.parametrize("shape", [(24, 24), (24, 72), (72, 24)])
+def test_muon_takes_the_steps_of_torchs_in_either_precision(shape):
+    torch.manual_seed(0)
+    first = torch.randn(shape)
+    ours, half, theirs = (nn.Parameter(first.clone()) for _ in range(3))
+    own = {"lr": 0.1, "weight_decay": 0.02, "momentum": 0.95}
+    steppers = (
+        Muon([ours], dtype=torch.float32, **own),
+        Muon([half], dtype=torch.bfloat16, **own),
+        torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **own),
+    )
+    for _ in range(3):
+        gradient = torch.randn(shape)
+        for parameter, stepper in zip((ours, half, theirs), steppers, strict=True):
+            parameter.grad = gradient.clone()
+            stepper.step()
+    moved = (theirs - first).norm()
+    assert moved > 0.1
+    assert (ours - theirs).norm() < 0.02 * moved and (half - theirs).norm() < 0.02 * moved
+    steppers[0].load_state_dict(steppers[2].state_dict())  # of a training begun with torch's
+    assert (steppers[0].state[ours]["momentum_buffer"] == steppers[2].state[theirs]["momentum_buffer"]).all()
+
+
+@pytest.mark.parametrize(("products", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_matrices_are_multiplied_in_what_the_hardware_is_fast_at(tiny_config, monkeypatch, products, dtype):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: products, raising=False)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: True)
+    seen = []
+    monkeypatch.setattr(
+        "napari_stmdit.training.diffusion._orthogonal", lambda matrix: seen.append(matrix.dtype) or matrix
+    )
+    block = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(4, 4)]), "out": nn.Linear(4, 2)})
+    for parameter in block.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer, _ in optimizers(block, DiffusionSettings()):
+        optimizer.step()
+    assert seen == [dtype]
