@@ -422,7 +422,7 @@ def optimizers(model: nn.Module, settings: DiffusionSettings) -> list[tuple[torc
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and name.startswith("blocks.") and "modulation" not in name
         (matrices if hidden else others).append(parameter)
-    fast = choose_device(str(others[0].device))[1]
+    fast = choose_device(others[0].device.type)[1]
     dtype = torch.bfloat16 if fast == torch.bfloat16 else torch.float32  # float16 overflows
     adam = torch.optim.AdamW(others, lr=settings.rate, betas=(0.9, 0.97), weight_decay=0.0)
     muon = Muon(matrices, lr=settings.matrix_rate, weight_decay=0.02, momentum=0.95, dtype=dtype)
