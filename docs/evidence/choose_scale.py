@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "scale.json")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    maker = Synthesizer(options.checkpoint, options.work, options.workers, "bfloat16", None)
+    maker = Synthesizer(options.checkpoint, options.work, options.workers, "auto", None)
     found = {"checkpoint": maker.checkpoint.provenance["sha256"], "spots": options.spots, "seeds": options.seeds}
     for name in options.sections:
         section = open_named(options.config, options.root, name)

@@ -21,6 +21,8 @@ from parts_sheets import sheets
 from parts_table import table
 from synthesizer import Synthesizer, open_named
 
+from napari_stmdit.devices import choose_device
+
 HERE = Path(__file__).resolve().parent
 PARTS = {"table": table, "edits": edits, "swap": swap, "memory": memory, "depth": depth, "sheets": sheets}
 
@@ -36,7 +38,7 @@ def main() -> None:
         "sha256": maker.checkpoint.provenance["sha256"],
         "steps": maker.steps,
         "guidance": maker.guidance().model_dump(),
-        "dtype": options.dtype,
+        "dtype": str(choose_device("cpu", options.dtype)[1]).removeprefix("torch."),
         "trained_on": options.trained_on,
         "synthetic": True,
     }
@@ -68,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="seeds a case; expression alone takes one more")
     parser.add_argument("--limit", type=int, default=0, help="use so many spots only")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--work", type=Path, default=Path("out/evidence"))
     parser.add_argument(
