@@ -76,6 +76,11 @@ def written(facts: dict[str, Any]) -> str:
         for line in rows(what, found)
     ]
     every = [line for found in facts["every_spot"] for line in rows(f"every spot, seed {found['seed']}", found)]
+    means = [
+        f"{measure} {sum(one[key] for one in found) / len(found):.2f} of {sum(one['ridge'] for one in found) / len(found):.2f}"
+        for measure in facts["swap"]
+        for key, found in [("coefficient", [each["swap"][measure] for each in facts["every_spot"]])]
+    ]
     most = " and ".join(number(one["ceiling"]) for one in facts["swap"].values())
     each = [
         f"| {name} | {number(p['real_trend'])} | {number(p['with_others'])} | {number(p['alone'])} |"
@@ -91,6 +96,7 @@ def written(facts: dict[str, Any]) -> str:
             f"Section {facts['section']}, never trained on; {facts['pairs']} pairs of spots, seed {facts['seed']}; {facts['steps_each_way']} steps "
             f"each way; checkpoint {facts['checkpoint'][:12]}. {facts['map_statement']} The map is that of the "
             f"{facts['map_from'].removeprefix('the ')}.",
+            *(["", facts["note"]] if "note" in facts else []),
             "",
             f"**Swaps**, {facts['pairs']} pairs: coefficient and 95 % bootstrap interval over pairs.",
             "",
@@ -101,7 +107,7 @@ def written(facts: dict[str, Any]) -> str:
             "",
             "Ridge regression reads the measure off the same encodings, fitted without the blocks of both spots, as the map is: its coefficient "
             f"says how far expression allows on these very pairs. Its R2 over the section, the ceiling over many pairs, is {most}. In the last "
-            f"rows single patches of all {facts['every_spot'][0]['pairs']} spots are paired, by one seed after another.",
+            f"rows single patches of all {facts['every_spot'][0]['pairs']} spots are paired, by one seed after another: {' and '.join(means)} in the mean.",
             "",
             "A painted region is the crop of the spot, edited in continuous mode (`--mode continuous`), on the same pairs. A window mixes the "
             "expression of the spots nearest to its middle, and the windows over a crop reach beyond it: were one spot edited alone, its "
