@@ -76,11 +76,11 @@ def written(facts: dict[str, Any]) -> str:
         for line in rows(what, found)
     ]
     every = [line for found in facts["every_spot"] for line in rows(f"every spot, seed {found['seed']}", found)]
-    means = [
-        f"{measure} {sum(one[key] for one in found) / len(found):.2f} of {sum(one['ridge'] for one in found) / len(found):.2f}"
-        for measure in facts["swap"]
-        for key, found in [("coefficient", [each["swap"][measure] for each in facts["every_spot"]])]
-    ]
+
+    def mean(measure: str, key: str) -> float:
+        return sum(found["swap"][measure][key] for found in facts["every_spot"]) / len(facts["every_spot"])
+
+    means = [f"{name} {mean(name, 'coefficient'):.2f} of {mean(name, 'ridge'):.2f}" for name in facts["swap"]]
     most = " and ".join(number(one["ceiling"]) for one in facts["swap"].values())
     each = [
         f"| {name} | {number(p['real_trend'])} | {number(p['with_others'])} | {number(p['alone'])} |"

@@ -186,7 +186,7 @@ def test_muon_takes_the_steps_of_torchs_in_either_precision(shape):
 
 
 @pytest.mark.parametrize(("products", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_matrices_are_multiplied_in_what_the_hardware_is_fast_at(tiny_config, monkeypatch, products, dtype):
+def test_matrices_are_multiplied_in_what_the_hardware_is_fast_at(monkeypatch, products, dtype):
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: products, raising=False)
     monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: True)
     seen = []

@@ -389,19 +389,23 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take a step with the gradients that are there; raises NotImplementedError for a ``closure``."""
-        if closure is not None:
-            raise NotImplementedError("Muon here takes the gradients that are there; call step() without a closure")
+        """Take a step with the gradients that are there, or those that ``closure`` makes; return its loss, None without one."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:
                     continue
-                kept = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                kept = state["momentum_buffer"]
                 kept.lerp_(matrix.grad, 1 - group["momentum"])
                 ahead = matrix.grad.lerp(kept, group["momentum"])  # Nesterov's
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 size = 0.2 * max(matrix.shape) ** 0.5
                 matrix.add_(_orthogonal(ahead.to(self._dtype)), alpha=-group["lr"] * size)
+        return loss
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
