@@ -27,6 +27,7 @@ class ServedFile:
     drop_after: list[int] = field(default_factory=list)  # for each coming transfer: break it after so many bytes
     ranges: bool = True
     pause_s: float = 0.0  # after every block
+    trickles: bool = False  # for as long as this is set, a byte at a time: the transfer is never done
 
     @property
     def stated_etag(self) -> str:
@@ -165,13 +166,17 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         end = start + served.drop_after.pop(0) if served.drop_after else len(content)
-        for at in range(start, min(end, len(content)), BLOCK):
+        at = start
+        while at < min(end, len(content)):
+            trickles = served.trickles
+            sent = content[at : min(at + (1 if trickles else BLOCK), end)]
             try:
-                self.wfile.write(content[at : min(at + BLOCK, end)])
+                self.wfile.write(sent)
                 self.wfile.flush()
             except OSError:  # the client has gone
                 break
-            time.sleep(served.pause_s)
+            at += len(sent)
+            time.sleep(0.02 if trickles else served.pause_s)
         if end < len(content):
             self.close_connection = True
 

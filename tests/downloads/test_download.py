@@ -419,7 +419,7 @@ def test_a_place_that_cannot_be_written_is_one_message(hub, entry, tmp_path, mon
 
 
 def test_a_second_download_of_the_same_is_kept_out(hub, entry):
-    weights(hub).pause_s = 0.1
+    weights(hub).trickles = True
     started = threading.Event()
     first = threading.Thread(
         target=download, args=(entry,), kwargs={"endpoint": hub.endpoint, "on_progress": lambda _: started.set()}
@@ -427,6 +427,7 @@ def test_a_second_download_of_the_same_is_kept_out(hub, entry):
     first.start()
     assert started.wait(10)
     assert "under way" in refused(entry, endpoint=hub.endpoint)
+    weights(hub).trickles = False
     first.join(30)
     assert find_download(entry) is not None
 

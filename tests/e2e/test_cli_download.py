@@ -139,7 +139,7 @@ def test_a_folder_of_the_user_serves_while_offline(stmdit, hub, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
 def test_an_interrupt_keeps_the_part_and_the_next_run_continues(stmdit, hub, surroundings, folder):
     served = hub.repositories[REPOSITORY]["transformer/diffusion_pytorch_model.safetensors"]
-    served.pause_s = 0.3
+    served.trickles = True
     process = subprocess.Popen(
         command("pixcell-256", "--yes"),
         env=surroundings,
@@ -164,7 +164,7 @@ def test_an_interrupt_keeps_the_part_and_the_next_run_continues(stmdit, hub, sur
     assert "Traceback" not in err
     arrived = parts[0].stat().st_size
     assert 0 < arrived < len(BYTES)
-    served.pause_s = 0.0
+    served.trickles = False
     hub.requests.clear()
     assert stmdit("pixcell-256", "--yes").returncode == 0
     assert hub.ranges() == [f"bytes={arrived}-"]

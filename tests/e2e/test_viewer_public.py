@@ -75,14 +75,14 @@ def test_a_download_is_stopped_fails_in_words_and_goes_on(viewer, hub):  # noqa:
     bench = bench_of(viewer)
     panel, state = bench.section.public, bench.state
     served = hub.pages["/data.example.org/10x-mouse-brain/T_image.png"]
-    served.pause_s = 0.5
+    served.trickles = True
     press(panel.download)
     assert settle(lambda: state.fetching is not None and state.fetching.fraction > 0)
     assert settle(panel.stop.isVisible, 3)
     press(panel.stop)
     assert settle(lambda: state.fetching is None)
     assert state.section is None and state.message.kind != "error" and not section_directory("10x-mouse-brain").exists()
-    served.pause_s = 0.0
+    served.trickles = False
     hub.pages["/data.example.org/10x-mouse-brain/T_spatial.tar.gz"].drop_after = [100, 0, 0]
     press(panel.download)
     assert settle(lambda: state.message.kind == "error" and state.fetching is None)
