@@ -43,7 +43,7 @@ def run(config: dict[str, Any], folder: Path, root: Path, *stages: str) -> None:
     path = folder.with_suffix(".yaml")
     path.write_text(yaml.safe_dump({**config, "root": str(root), "output": str(folder)}, sort_keys=False))
     for stage in stages or (None,):
-        train(path, stage, on_progress=lambda at: print(at, end="\r"))
+        train(path, stage, on_progress=lambda at: print(f"{at.phase} {at.step} of {at.steps}", flush=True))
 
 
 def with_bundled_autoencoder(config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -124,12 +124,12 @@ def lines(root: Path, work: Path) -> None:
     larger = {"num_layers": 10, "num_attention_heads": 4}
     changes: dict[str, dict[str, Any]] = {
         "control, seed 0": {},
-        "control, seed 1": {"seed": 1},
         "residual morphology": {"change": residual_morphology},
         "morphology dropped more often": {"diffusion": less},
-        "larger": {"transformer": larger},
-        "pooled profiles": {"change": pooled_profiles},
+        "control, seed 1": {"seed": 1},
         "balanced donors": {"base": "balanced_base"},
+        "pooled profiles": {"change": pooled_profiles},
+        "larger": {"transformer": larger},
     }
     for name, change in changes.items():
         found[name] = line(name, root, work, **change)
@@ -145,8 +145,8 @@ def line(
     seed: int = 0,
     change: Callable[[dict[str, Tensor]], None] | None = None,
     **settings: dict[str, Any],
-) -> dict[str, float]:
-    """Train on a base's crops with one change; return the last losses of flow."""
+) -> dict[str, dict[str, float]]:
+    """Train on a base's crops with one change; return the last losses: of flow, and of local and overall means."""
     folder = work / name.replace(", ", "_").replace(" ", "_")
     config = with_bundled_autoencoder(short(base), folder) | {"seed": seed}
     for key, value in settings.items():
@@ -165,7 +165,7 @@ def line(
     run(config, folder, root, "diffusion")
     records = [json.loads(text) for text in (folder / "diffusion.jsonl").read_text().splitlines()]
     last = [record["validation"] for record in records if "validation" in record][-1]
-    return {case: last[case]["flow"] for case in CASES}
+    return {case: last[case] for case in CASES}
 
 
 def main() -> None:
