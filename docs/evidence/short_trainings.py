@@ -121,7 +121,7 @@ def lines(root: Path, work: Path) -> None:
         made = with_bundled_autoencoder(short(base), work / base)
         run(made, work / base, root, "autoencoder", "latents")
     less = {"share_both": 0.10, "share_expression": 0.72, "share_morphology": 0.06}
-    larger = {"num_layers": 10, "num_attention_heads": 4}
+    larger = {"num_layers": 8, "num_attention_heads": 4}
     changes: dict[str, dict[str, Any]] = {
         "control, seed 0": {},
         "residual morphology": {"change": residual_morphology},
