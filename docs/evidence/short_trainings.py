@@ -4,7 +4,7 @@
     python docs/evidence/short_trainings.py lines --root DATA --work FOLDER
 
 ``prior``: patient C alone, its transformer from nothing and from one that has first learned the tiles of 14 slides without expression; tested
-on patient B by expression alone (`choose_scale.py` gives the figures). ``lines``: one change each, validated on C6. Finished work is kept.
+on patient B by expression alone. ``lines``: one change each, validated on C6. Finished work is kept; figures go to short_trainings.json.
 """
 
 from __future__ import annotations
@@ -16,19 +16,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from intervals import correlate
+from synthesizer import Spots, Synthesizer, open_named
 from torch import Tensor
 
 from napari_stmdit.assemble import checkpoint_folder
+from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.training.state import load_state, save_state
 from napari_stmdit.training.train import train
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE.parents[1] / "configs"
+OUTPUT = HERE / "short_trainings.json"
 CASES = ("both", "both_shuffled", "expression", "expression_shuffled", "morphology", "none")
 POOL = 8
 """Number of crops, alike in expression and morphology, of a pooled deep profile."""
+SPOTS, SEEDS, SCALES, RESAMPLES = 96, 2, (2.5, 1.0), 2000
+"""Test of a prior: spots of patient B, seeds a spot, guidance scales of expression, and bootstrap samples."""
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -73,6 +81,36 @@ def prior(root: Path, work: Path) -> None:
     run(with_bundled_autoencoder(patient, work / "without_prior"), work / "without_prior", root)
     started = {key: value for key, value in patient.items() if key != "autoencoder"}
     run({**started, "start": str(work / "prior" / "checkpoint")}, work / "with_prior", root)
+    keep("prior", {f"{scale:g}": compared(root, work, scale) for scale in SCALES})
+
+
+def compared(root: Path, work: Path, scale: float) -> dict[str, Any]:
+    """Return r with patient B's spots and density over the real one of both, and the 95 % interval of the difference in r over spots."""
+    section = open_named(CONFIGS / "patient_c.yaml", root, "B4")
+    rows = np.sort(np.random.default_rng(0).permutation(len(section.spots))[:SPOTS])
+    found: dict[str, Any] = {}
+    means: dict[str, dict[str, np.ndarray]] = {}
+    for name in ("without_prior", "with_prior"):
+        maker = Synthesizer(str(work / name / "checkpoint"), work / f"{name}_images", 2, "auto", None)
+        spots = Spots(section, rows, maker.checkpoint)
+        guidance = maker.guidance(expression=scale)
+        made = [measure(maker.images(spots.seeds(seed), None, spots.expression, guidance)) for seed in range(SEEDS)]
+        real = {look: getattr(spots.real, look) for look in ("haematoxylin", "nuclei")}
+        means[name] = {look: np.mean([getattr(one, look) for one in made], axis=0) for look in real}
+        found[name] = {f"r_{look}": round(correlate(means[name][look], real[look]), 3) for look in real}
+        found[name]["density"] = round(float(means[name]["haematoxylin"].mean() / real["haematoxylin"].mean()), 3)
+    draws = np.random.default_rng(0).integers(SPOTS, size=(RESAMPLES, SPOTS))
+    for look, values in real.items():
+        ours, others = means["with_prior"][look], means["without_prior"][look]
+        gains = [correlate(ours[one], values[one]) - correlate(others[one], values[one]) for one in draws]
+        found[f"difference_{look}"] = np.percentile(gains, [2.5, 97.5]).round(3).tolist()
+    return found
+
+
+def keep(what: str, figures: dict[str, Any]) -> None:
+    """Put figures of a part into the output file."""
+    known = json.loads(OUTPUT.read_text()) if OUTPUT.is_file() else {}
+    OUTPUT.write_text(json.dumps(known | {what: figures}, indent=1) + "\n")
 
 
 # --- one change each
@@ -115,7 +153,7 @@ def short(name: str) -> dict[str, Any]:
 
 
 def lines(root: Path, work: Path) -> None:
-    """Train each line on the same crops, and print its losses on C6."""
+    """Train each line on the same crops, and keep its losses on C6."""
     found = {}
     for base in ("base", "balanced_base"):
         made = with_bundled_autoencoder(short(base), work / base)
@@ -133,8 +171,7 @@ def lines(root: Path, work: Path) -> None:
     }
     for name, change in changes.items():
         found[name] = line(name, root, work, **change)
-        print(name, json.dumps(found[name]), flush=True)
-    (work / "lines.json").write_text(json.dumps(found, indent=1) + "\n")
+        keep("lines", found)
 
 
 def line(
@@ -152,7 +189,7 @@ def line(
     for key, value in settings.items():
         config[key] = {**config.get(key, {}), **value}
     if not (folder / "latents.pt").is_file():
-        shutil.copytree(work / base / "encoders", folder / "encoders")
+        shutil.copytree(work / base / "encoders", folder / "encoders", dirs_exist_ok=True)
         noted = json.loads((work / base / "inputs.json").read_text())
         (folder / "inputs.json").write_text(
             json.dumps({stage: {**part, "seed": seed} for stage, part in noted.items()})

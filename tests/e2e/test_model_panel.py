@@ -83,9 +83,7 @@ def test_a_foreign_checkpoint_from_file_to_run(home, workbench, foreign, vae_sou
     panel.folder.click()
     assert settle(lambda: state.message.text.startswith("sd3.5-vae is on this computer"))
     assert json.loads((home / "downloads" / "sd3.5-vae" / "download.json").read_text())["files"]
-    assert settle(
-        lambda: "(here)" in panel.choice.currentText()
-    )  # said when it has arrived, shown when the job has ended
+    assert settle(lambda: "(here)" in panel.choice.currentText())  # shown when the job has ended
 
     workbench.section.setValue(SectionSource(path=str(tiny_folder)))
     workbench.section.open_button.click()
