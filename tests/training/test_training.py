@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from napari_stmdit.errors import CheckpointError, RequestError
+from napari_stmdit.errors import CheckpointError, RequestError, StoreError
+from napari_stmdit.storage.atomic import take_lock
 from napari_stmdit.training.batches import Batches, batch_loss
 from napari_stmdit.training.config import DiffusionSettings, load_config
 from napari_stmdit.training.diffusion import Muon, build_transformer, optimizers
@@ -149,6 +150,17 @@ def test_workers_leave_when_the_process_that_started_them_is_killed(tiny_config,
     while any(map(alive, workers)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(alive, workers))
+
+
+def test_two_trainings_do_not_share_their_work_files(tiny_config, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    held = take_lock(output)
+    with pytest.raises(StoreError, match="another process is at work in"):
+        train(tiny_config(), "autoencoder", output=output)
+    assert [file.name for file in output.iterdir()] == ["lock"]
+    held.release()
+    assert train(tiny_config(), "autoencoder", output=output).is_file()
 
 
 def alive(pid):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import CheckpointError, RequestError
 from ..progress import CancelToken
+from ..storage.atomic import take_lock
 from ..synthesis.identity import differences
 from ..tissue.identity import section_identity, whole_slide_hash
 from ..types import Section
@@ -25,7 +28,7 @@ from .config import (
 from .diffusion import train_diffusion
 from .export import check_target, export_checkpoint
 from .latents import make_cache
-from .parallel import Control, OnProgress, require_extra, run_alone
+from .parallel import Control, OnProgress, is_launched, require_extra, run_alone
 from .pictures import picture_records
 from .sections import source_sections
 from .start import apply_start, record_start, starting_folder
@@ -182,7 +185,8 @@ def train(
     TrainingStoppedError
         It was asked to stop; its state is saved.
     StmditError
-        A dependency is not installed, a stage cannot be run, or the checkpoint's place is taken by something else.
+        A dependency is not installed, a stage cannot be run, another process works in ``output``, or the checkpoint's place is taken by
+        something else.
     """
     config = load_config(config_path, root, output)
     if stage is not None and stage not in get_args(Stage):
@@ -194,9 +198,24 @@ def train(
         check_target(config)  # now, not after hours of training
     control = Control(on_progress, cancel)
     result = config.output
-    for name in stages:
-        result = run_stage(config, name, control)
+    with _held(config.output):
+        for name in stages:
+            result = run_stage(config, name, control)
     return result
+
+
+@contextmanager
+def _held(work: Path) -> Iterator[None]:
+    """Keep other trainings out of the work files; of launched processes the leading one does."""
+    if is_launched() and int(os.environ["RANK"]) != 0:
+        yield
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(work)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_stage(config: TrainingConfig, stage: str, control: Control | None = None) -> Path:
