@@ -1,10 +1,12 @@
 """What one change of a training brings, told by short trainings on the bundled autoencoder, each from the beginning.
 
     python docs/evidence/short_trainings.py prior --root DATA --work FOLDER
+    python docs/evidence/short_trainings.py demo --root DATA --work FOLDER
     python docs/evidence/short_trainings.py lines --root DATA --work FOLDER
 
 ``prior``: patient C alone, its transformer from nothing and from one that has first learned the tiles of 14 slides without expression; tested
-on patient B by expression alone. ``lines``: one change each, validated on C6. Finished work is kept; figures go to short_trainings.json.
+on patient B by expression alone. ``demo``: the sections of the bundled checkpoint with all programs' genes, from a longer prior and from the
+bundled checkpoint. ``lines``: one change each, validated on C6. Finished work is kept; figures go to short_trainings.json.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.training.state import load_state, save_state
 from napari_stmdit.training.train import train
+from napari_stmdit.types import Section
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parents[1] / "configs"
@@ -37,6 +40,7 @@ POOL = 8
 """Number of crops, alike in expression and morphology, of a pooled deep profile."""
 SPOTS, SEEDS, SCALES, RESAMPLES = 96, 2, (2.5, 1.0), 2000
 """Test of a prior: spots of patient B, seeds a spot, guidance scales of expression, and bootstrap samples."""
+LOOKS = ("haematoxylin", "nuclei", "blank", "high_frequency")
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -66,44 +70,82 @@ def with_bundled_autoencoder(config: dict[str, Any], folder: Path) -> dict[str, 
 # --- a prior from slides without expression
 
 
-def prior(root: Path, work: Path) -> None:
-    """Train patient C's transformer with and without a prior, for as many steps."""
-    general, patient = config_of("general.yaml"), config_of("patient_c.yaml")
+def tissue(root: Path, folder: Path, steps: int, crops: int) -> str:
+    """Train a transformer on the tiles of 14 slides, without expression; return its checkpoint."""
+    general = config_of("general.yaml")
     tiles = [picture for picture in general["pictures"] if picture["kind"] == "tiles"]
     unseen = [picture for picture in general["held_out_pictures"] if picture["kind"] == "tiles"]
-    steps = {"steps": 1600, "validate_every": 400, "sample_every": 0}
-    first = {**general, "pictures": tiles, "held_out_pictures": unseen, "latents": {"crops": 6000}}
-    first["diffusion"] = {**general["diffusion"], **steps}
-    run(with_bundled_autoencoder(first, work / "prior"), work / "prior", root)
+    config = {**general, "pictures": tiles, "held_out_pictures": unseen, "latents": {"crops": crops}}
+    config["diffusion"] = {**general["diffusion"], "steps": steps, "validate_every": 400, "sample_every": 0}
+    run(with_bundled_autoencoder(config, folder), folder, root)
+    return str(folder / "checkpoint")
 
+
+def prior(root: Path, work: Path) -> None:
+    """Train patient C's transformer with and without a prior, for as many steps."""
+    start, patient = tissue(root, work / "prior", 1600, 6000), config_of("patient_c.yaml")
     patient["latents"] = {"crops": 5000, "held_out_spots": 96}
     patient["diffusion"] |= {"steps": 800, "warmup": 100, "validate_every": 200, "sample_every": 0}
     run(with_bundled_autoencoder(patient, work / "without_prior"), work / "without_prior", root)
     started = {key: value for key, value in patient.items() if key != "autoencoder"}
-    run({**started, "start": str(work / "prior" / "checkpoint")}, work / "with_prior", root)
-    keep("prior", {f"{scale:g}": compared(root, work, scale) for scale in SCALES})
-
-
-def compared(root: Path, work: Path, scale: float) -> dict[str, Any]:
-    """Return r with patient B's spots and density over the real one of both, and the 95 % interval of the difference in r over spots."""
+    run({**started, "start": start}, work / "with_prior", root)
+    checkpoints = {name: str(work / name / "checkpoint") for name in ("without_prior", "with_prior")}
     section = open_named(CONFIGS / "patient_c.yaml", root, "B4")
-    rows = np.sort(np.random.default_rng(0).permutation(len(section.spots))[:SPOTS])
+    keep("prior", {f"{scale:g}": compared(checkpoints, work, section, SPOTS, scale) for scale in SCALES})
+
+
+def demo(root: Path, work: Path) -> None:
+    """Train the bundled sections with the genes of all programs: from a prior, and from the bundled checkpoint; compare on C6 with that."""
+    general = config_of("demo_general.yaml")
+    start = tissue(root, work / "long_prior", 3000, 9000)
+    for name, changes in {
+        "from_prior": {"start": start, "diffusion": {"steps": 4000, "small_fraction": 0.6}},
+        "from_bundled": {
+            "start": "demo",
+            "expression": {"anew": True},
+            "diffusion": {"steps": 2600, "rate": 6e-4, "matrix_rate": 9e-4},
+        },
+    }.items():
+        config = {
+            key: {**general[key], **value} if isinstance(value, dict) else value for key, value in changes.items()
+        }
+        config["diffusion"] |= {"validate_every": 400, "sample_every": 0}
+        run({**general, **config}, work / name, root)
+    checkpoints = {"bundled": "demo"} | {
+        name: str(work / name / "checkpoint") for name in ("from_prior", "from_bundled")
+    }
+    section = open_named(CONFIGS / "demo_general.yaml", root, "C6")
+    keep("demo", compared(checkpoints, work, section, len(section.spots), None))
+
+
+def compared(
+    checkpoints: dict[str, str], work: Path, section: Section, count: int, scale: float | None
+) -> dict[str, Any]:
+    """Return what checkpoints make of a section by expression alone: r with its spots, level over the real one.
+
+    Differences are those of r from the first checkpoint's, with 95 % intervals over spots.
+    """
+    rows = np.sort(np.random.default_rng(0).permutation(len(section.spots))[:count])
+    draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
     found: dict[str, Any] = {}
-    means: dict[str, dict[str, np.ndarray]] = {}
-    for name in ("without_prior", "with_prior"):
-        maker = Synthesizer(str(work / name / "checkpoint"), work / f"{name}_images", 2, "auto", None)
+    first: dict[str, np.ndarray] = {}
+    for name, checkpoint in checkpoints.items():
+        maker = Synthesizer(checkpoint, work / f"{name}_images", 2, "auto", None)
         spots = Spots(section, rows, maker.checkpoint)
         guidance = maker.guidance(expression=scale)
         made = [measure(maker.images(spots.seeds(seed), None, spots.expression, guidance)) for seed in range(SEEDS)]
-        real = {look: getattr(spots.real, look) for look in ("haematoxylin", "nuclei")}
-        means[name] = {look: np.mean([getattr(one, look) for one in made], axis=0) for look in real}
-        found[name] = {f"r_{look}": round(correlate(means[name][look], real[look]), 3) for look in real}
-        found[name]["density"] = round(float(means[name]["haematoxylin"].mean() / real["haematoxylin"].mean()), 3)
-    draws = np.random.default_rng(0).integers(SPOTS, size=(RESAMPLES, SPOTS))
-    for look, values in real.items():
-        ours, others = means["with_prior"][look], means["without_prior"][look]
-        gains = [correlate(ours[one], values[one]) - correlate(others[one], values[one]) for one in draws]
-        found[f"difference_{look}"] = np.percentile(gains, [2.5, 97.5]).round(3).tolist()
+        found[name] = {}
+        for look in LOOKS:
+            real, ours = getattr(spots.real, look), np.mean([getattr(one, look) for one in made], axis=0)
+            found[name][look] = {
+                "r": round(correlate(ours, real), 3),
+                "over_real": round(float(ours.mean() / real.mean()), 3),
+            }
+            if name == next(iter(checkpoints)):
+                first[look] = ours
+            else:
+                gains = [correlate(ours[one], real[one]) - correlate(first[look][one], real[one]) for one in draws]
+                found[name][look]["difference"] = np.percentile(gains, [2.5, 97.5]).round(3).tolist()
     return found
 
 
@@ -208,11 +250,11 @@ def line(
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("prior", "lines"))
+    parser.add_argument("what", choices=("prior", "demo", "lines"))
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     options = parser.parse_args()
-    {"prior": prior, "lines": lines}[options.what](options.root.resolve(), options.work.resolve())
+    {"prior": prior, "demo": demo, "lines": lines}[options.what](options.root.resolve(), options.work.resolve())
 
 
 if __name__ == "__main__":

@@ -306,6 +306,8 @@ class Section:
         Excluded spots, which ``spots`` does not hold; see `napari_stmdit.tissue.excluded`.
     outlines
         Outlines of summed cells, or of cells among summed bins, in full-resolution pixels.
+    orientation
+        Orientation that its spots were given over the slide, relative to the files.
     """
 
     name: str
@@ -322,6 +324,7 @@ class Section:
     store: StoreElements | None = None
     excluded: Excluded | None = None
     outlines: Outlines | None = None
+    orientation: Orientation = "as-given"
 
     @property
     def whole(self) -> Section:

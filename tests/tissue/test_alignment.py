@@ -162,3 +162,15 @@ def test_the_picture_shows_the_spots_on_the_slide(sample, tmp_path):
     assert (tmp_path / "check.png").stat().st_size > 1000
     with pytest.raises(SectionError, match="already there"):
         write_check_picture(sample, tmp_path / "check.png")
+
+
+def test_two_orientations_are_one_or_are_refused(tiny_section):
+    turned = oriented(oriented(tiny_section, "mirror-x"), "mirror-y")
+    assert turned.orientation == "turn-180"
+    np.testing.assert_allclose(turned.spots.yx, oriented(tiny_section, "turn-180").spots.yx)
+    assert oriented(turned, "turn-180").orientation == "as-given"
+    image = tiny_section.image
+    wide = replace(tiny_section, image=replace(image, levels=tuple(level[:800] for level in image.levels)))
+    assert oriented(oriented(wide, "swap-xy"), "mirror-x").orientation == "turn-90"
+    with pytest.raises(SectionError, match="none of the eight orientations of this slide; open the section again"):
+        oriented(oriented(wide, "mirror-x"), "swap-xy")

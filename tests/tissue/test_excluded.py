@@ -105,7 +105,7 @@ def test_a_request_that_names_a_file_is_not_planned_without_it(tiny_section, tin
 def test_an_evaluation_is_opened_without_them(tiny_folder, regions):
     (section,) = open_sections(tiny_folder, exclude=regions)
     assert len(section.spots) == 24
-    with pytest.raises(RequestError, match="--exclude are for a single section"):
+    with pytest.raises(RequestError, match="--exclude and --orientation are for a single section"):
         open_sections([tiny_folder, tiny_folder], exclude=regions)
 
 

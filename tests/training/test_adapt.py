@@ -17,7 +17,9 @@ from napari_stmdit.errors import CheckpointError, RequestError, StoreError
 from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.plan import plan
+from napari_stmdit.tissue.alignment import oriented
 from napari_stmdit.tissue.open import open_section
+from napari_stmdit.tissue.selections import write_selections
 from napari_stmdit.training.adapt import _Run, adapt
 from napari_stmdit.training.adapt_config import corner_parts, programs_among
 from napari_stmdit.training.adaptation import (
@@ -31,7 +33,7 @@ from napari_stmdit.training.adaptation import (
 )
 from napari_stmdit.training.config import load_config
 from napari_stmdit.training.parallel import TrainingStoppedError
-from napari_stmdit.training.sections import part_of
+from napari_stmdit.training.sections import part_of, source_sections
 from napari_stmdit.training.state import load_state
 from napari_stmdit.types import ExpressionSource
 
@@ -142,6 +144,18 @@ def check_that_it_is_evaluated(made, tiny_folder, tmp_path):
         assert done.returncode == 0, done.stderr
         figures.append(json.loads(done.stdout)["counterfactual"]["swap"])
     assert figures[0] == figures[1]
+
+
+def test_excluded_spots_are_not_learned_and_the_others_lie_as_they_were_laid(home, begun, tiny_folder, tmp_path):
+    section = oriented(open_section(tiny_folder), "turn-180")
+    gone = section.spots.ids[:4].tolist()
+    write_selections(section.spots, {"fold": gone}, tmp_path / "fold.geojson")
+    how = {"exclude": tmp_path / "fold.geojson", "orientation": "turn-180", "hold_out": "none"}
+    made = run(tiny_folder, begun, **how)
+    (learned,) = source_sections(load_config(made.work / "config.yaml"), "train")
+    assert set(learned.spots.ids) == set(section.spots.ids) - set(gone)
+    np.testing.assert_allclose(learned.whole.spots.yx, section.spots.yx)
+    assert {"--exclude", "--orientation"} < set(command_of(read_request(made.work), made.work))
 
 
 def test_where_nothing_is_held_out_the_time_of_the_evaluation_trains(home, begun, tiny_folder, tmp_path):

@@ -56,6 +56,18 @@ def test_a_crop_lies_where_it_says(loaded):
         )  # a crop at the border is moved inside
 
 
+def test_no_crop_is_of_excluded_tissue(tiny_section, loaded):
+    from napari_stmdit.tissue.excluded import exclude
+
+    gone = tiny_section.spots.ids[10:16].tolist()
+    section = load_training_section(exclude(tiny_section, {"fold": gone}), 0.7)
+    sampler = CropSampler([section], AugmentationSettings(stain=0, geometry=False))
+    rng = np.random.default_rng(0)
+    for _ in range(40):  # small ones, which are not moved inside
+        nearest = np.square(loaded.yx - sampler.draw(rng, 8).centre).sum(axis=1).argmin()
+        assert tiny_section.spots.ids[nearest] not in gone
+
+
 def test_a_crop_at_the_border_is_moved_inside(loaded):
     pixels, centre = cut(loaded.pixels, np.array([3.0, 859.0]), 64)
     assert pixels.shape == (64, 64, 3)

@@ -103,3 +103,15 @@ def test_spots_under_excluded_regions_are_not_trained_on(table_section, tmp_path
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         (found,) = open_sections(load_config(tmp_path / "config.yaml"), "train")
         assert found.section.spots.ids.tolist() == left.tolist() and len(found.yx) == len(left)
+
+
+def test_a_part_excludes_what_the_whole_excludes(tiny_section):
+    from napari_stmdit.tissue.excluded import exclude
+
+    gone = tiny_section.spots.ids[:4].tolist()
+    part = part_of(exclude(tiny_section, {"fold": gone}), (0, 0, 1, 0.8))
+    whole = part_of(tiny_section, (0, 0, 1, 0.8))
+    inside = [spot for spot in gone if spot in set(whole.spots.ids.tolist())]
+    assert inside and part.excluded.regions == {"fold": tuple(inside)}
+    assert set(part.spots.ids) == set(whole.spots.ids) - set(gone)
+    np.testing.assert_array_equal(part.whole.spots.yx, whole.spots.yx)

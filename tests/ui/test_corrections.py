@@ -152,3 +152,21 @@ def test_a_selection_is_compared_and_made_like_another_with_one_click(presenter,
     assert state.request.edits == ()
     presenter.groups.compare(None)
     assert len(state.groups.ids[1]) == len(ids) - 20
+
+
+def test_an_adaptation_learns_from_the_section_as_it_was_corrected(sample, tmp_path, monkeypatch):
+    from napari_stmdit.tissue.excluded import exclude
+    from napari_stmdit.ui.checkpoints import Adaptations
+
+    monkeypatch.setenv("STMDIT_HOME", str(tmp_path))
+    started = []
+    monkeypatch.setattr(Adaptations, "_start", lambda self, request: started.append(request))
+    gone = sample.spots.ids[:4].tolist()
+    corrected = exclude(oriented(sample, "mirror-y"), {"fold": gone})
+    for section in (corrected, sample):
+        Adaptations().begin(section, "mine", 1.0, "none")
+    request, plain = started
+    again = open_section(sample.path, exclude=request.exclude, orientation=request.orientation)
+    assert again.excluded.regions == {"fold": tuple(gone)}
+    assert again.spots.yx == pytest.approx(corrected.spots.yx)
+    assert plain.exclude is None and plain.orientation == "as-given"

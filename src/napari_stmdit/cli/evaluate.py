@@ -25,6 +25,7 @@ from ._common import (
     InterruptCancels,
     Json,
     Mpp,
+    Orientation,
     ProgressBar,
     machine_option,
     output_option,
@@ -122,6 +123,7 @@ def evaluate(
     mpp: Mpp = None,
     factors: Factors = None,
     exclude: Exclude = None,
+    orientation: Orientation = "as-given",
     batch: Batch = BATCH,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -160,7 +162,8 @@ def evaluate(
         },
         edits,
     )
-    opened = _sections(sections, "held_out", fullres=fullres, mpp=mpp, factors=factors, exclude=exclude)
+    how_opened = {"fullres": fullres, "mpp": mpp, "factors": factors, "exclude": exclude, "orientation": orientation}
+    opened = _sections(sections, "held_out", **how_opened)
     others = _sections([str(path) for path in predictor_sections or ()], "train")
     model, cancel = load_checkpoint(checkpoint, device=device, dtype=dtype), CancelToken()
     how: dict[str, Any] = {"command": _command(), "resume": resume, "batch": batch, "cancel": cancel}

@@ -47,6 +47,13 @@ def train(
             help="Values of each spot in the place of counts, FILE.h5ad::NAME of its obsm or a .csv; one for each section, in their order."
         ),
     ] = None,
+    exclude: Annotated[
+        Path | None,
+        adapt_option(help="GeoJSON polygons over the first section's slide: spots inside are used for nothing."),
+    ] = None,
+    orientation: Annotated[
+        str, adapt_option(help="How the first section's spots are laid over its slide, as `stmdit inspect` names it.")
+    ] = "as-given",
     minutes: Annotated[float, adapt_option(help="Time for all of it.")] = 30.0,
     hold_out: Annotated[
         str,
@@ -72,8 +79,22 @@ def train(
     if section:
         if config is not None or stage is not None or root is not None:
             raise StmditError("got --section and a configuration, --stage or --root; give one or the other")
-        how = {"minutes": minutes, "fullres": fullres, "mpp": mpp, "hold_out": hold_out, "name": name}
-        _adapt(section, output, {**how, "factors": factors or (), "start": start, "seed": seed, "workers": workers})
+        how: dict[str, Any] = {
+            "minutes": minutes,
+            "fullres": fullres,
+            "mpp": mpp,
+            "hold_out": hold_out,
+            "name": name,
+            "start": start,
+        }
+        how |= {
+            "factors": factors or (),
+            "exclude": exclude,
+            "orientation": orientation,
+            "seed": seed,
+            "workers": workers,
+        }
+        _adapt(section, output, how)
         return
     if config is None:
         raise StmditError(

@@ -22,7 +22,7 @@ from ..synthesis.plan import plan as make_plan
 from ..synthesis.requests import EditFile, read_edit_file, write_edit_file
 from ..tissue.excluded import exclude_file
 from ..tissue.open import open_section
-from ..types import Plan, Section
+from ..types import Orientation, Plan, Section
 from .cases import MIN_SPOTS, Case, EvaluationRequest, cases_of
 from .counterfactual import CounterfactualCheck
 from .figures import figures_of
@@ -347,6 +347,7 @@ def open_sections(
     place: str = "section",
     exclude: str | Path | None = None,
     factors: str | Path | None = None,
+    orientation: Orientation = "as-given",
 ) -> tuple[Section, ...]:
     """Open sections; a folder that is no section itself stands for all sections in it.
 
@@ -354,8 +355,9 @@ def open_sections(
     ----------
     sources
         Sections, or paths as `napari_stmdit.open_section` takes them.
-    fullres, mpp, exclude, factors
-        Full-resolution image, scale, GeoJSON regions of spots to exclude, and values of each spot in place of counts; for a single section only.
+    fullres, mpp, exclude, factors, orientation
+        Full-resolution image, scale, GeoJSON regions of spots to exclude, values of each spot in place of counts, and orientation of the spots over
+        the slide; for a single section only.
     place
         Name of the argument in messages.
 
@@ -369,13 +371,16 @@ def open_sections(
     faults = []
     for source in given:
         try:
-            found += [source] if isinstance(source, Section) else _open(Path(source), fullres, mpp, factors)
+            found += (
+                [source] if isinstance(source, Section) else _open(Path(source), fullres, mpp, factors, orientation)
+            )
         except StmditError as error:
             faults.append((f"{place} {getattr(source, 'name', source)}", str(error)))
     if not faults and not found:
         faults.append((place, "none was given"))
-    if not faults and len(found) > 1 and any(one is not None for one in (fullres, mpp, exclude, factors)):
-        said = f"--fullres, --mpp, --factors and --exclude are for a single section, {len(found)} were given"
+    turned = None if orientation == "as-given" else orientation
+    if not faults and len(found) > 1 and any(one is not None for one in (fullres, mpp, exclude, factors, turned)):
+        said = f"--fullres, --mpp, --factors, --exclude and --orientation are for a single section, {len(found)} were given"
         faults.append((place, said))
     if not faults and exclude is not None:
         found = [exclude_file(found[0], exclude)]
@@ -384,9 +389,15 @@ def open_sections(
     return tuple(found)
 
 
-def _open(path: Path, fullres: str | Path | None, mpp: float | None, factors: str | Path | None) -> list[Section]:
+def _open(
+    path: Path,
+    fullres: str | Path | None,
+    mpp: float | None,
+    factors: str | Path | None,
+    orientation: Orientation,
+) -> list[Section]:
     try:
-        return [open_section(path, fullres=fullres, mpp=mpp, factors=factors)]
+        return [open_section(path, fullres=fullres, mpp=mpp, factors=factors, orientation=orientation)]
     except SectionError as error:
         inside = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
         if "is no tissue section that can be read" not in str(error) or not inside:
@@ -464,6 +475,7 @@ def opened_with(section: Section) -> dict[str, Any]:
         "--fullres": image.source if image is not None and from_file else None,
         "--mpp": scale.mpp if scale.source == "override" else None,
         "--factors": section.expression.place or None,
+        "--orientation": None if section.orientation == "as-given" else section.orientation,
     }
 
 
@@ -500,6 +512,8 @@ def _without_option(
     for section in (*sections, *others):
         if section.path is None:
             yield f"{section.name} was not opened from a path"
+        if section.excluded is not None:
+            yield f"{section.excluded.statement} (--exclude FILE)"
         if section.kind == "image":
             yield f"the grid of spots of {section.name} and its predicted expression, where they are not the default"
     for section in (*(sections if len(sections) > 1 else ()), *others):

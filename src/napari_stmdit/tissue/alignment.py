@@ -128,7 +128,7 @@ def oriented(section: Section, orientation: Orientation) -> Section:
     Raises
     ------
     SectionError
-        The section has no slide image.
+        The section has no slide image, or was turned before in a way that both are none of the eight.
     """
     if orientation == "as-given":
         return section
@@ -139,8 +139,22 @@ def oriented(section: Section, orientation: Orientation) -> Section:
     if outlines is not None:
         outlines = outlines.moved(lambda ends: turned_places(ends, size, orientation))
     note = f"the spots lie on the slide {WORDS[orientation]} against what the files say, as asked"
-    turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None, outlines=outlines)
+    both = _both(whole.orientation, orientation, size)
+    turned = replace(whole, spots=spots, notes=(*whole.notes, note), store=None, outlines=outlines, orientation=both)
     return turned if section.excluded is None else exclude(turned, section.excluded.regions)
+
+
+def _both(first: Orientation, then: Orientation, size: ArrayLike) -> Orientation:
+    """Return the orientation that two, one after the other, are; on a slide that is not square not all pairs are one."""
+    points = np.array([[0.0, 0.0], [1.0, 3.0]])
+    wanted = turned_places(turned_places(points, size, first), size, then)
+    found = [name for name in _STEPS if np.allclose(turned_places(points, size, name), wanted)]
+    if not found:
+        raise SectionError(
+            f"the spots lie {WORDS[first]} already, and {WORDS[then]} after it is none of the eight orientations of this slide; open the section "
+            "again and give one"
+        )
+    return found[0]
 
 
 def turned_places(yx: NDArray[np.float64], size: ArrayLike, orientation: Orientation) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ from ..evaluation.counterfactual import CounterfactualCheck
 from ..model.autoencoder import FACTOR
 from ..progress import BATCH, CancelToken
 from ..storage.atomic import check_free, replacing, take_lock, write_text
+from ..types import Orientation
 from .adapt_config import MAX_CROPS, build_config, check_room, programs_among
 from .adaptation import (
     CONFIG,
@@ -94,6 +95,8 @@ def adapt(
     fullres: str | Path | None = None,
     mpp: float | None = None,
     factors: Sequence[str | Path] = (),
+    exclude: str | Path | None = None,
+    orientation: Orientation = "as-given",
     hold_out: str = "lower-right",
     start: str = "demo",
     seed: int = 0,
@@ -119,6 +122,8 @@ def adapt(
         Slide image and microns per pixel of the first section.
     factors
         Values of each spot in the place of counts, a table for each section, as `napari_stmdit.open_section` takes them; none: counts.
+    exclude, orientation
+        GeoJSON regions of spots to exclude and orientation of the spots, of the first section, as `napari_stmdit.open_section` takes them.
     hold_out
         ``lower-right`` or another corner of the first section, the name of a section, or ``none``.
     start
@@ -152,6 +157,8 @@ def adapt(
         fullres=None if fullres is None else str(fullres),
         mpp=mpp,
         factors=tuple(str(one) for one in factors),
+        exclude=None if exclude is None else str(exclude),
+        orientation=orientation,
         minutes=minutes,
         hold_out=hold_out,
         start=start,

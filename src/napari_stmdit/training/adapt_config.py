@@ -129,14 +129,17 @@ def _open(request: AdaptRequest) -> list[TrainingPart]:
         raise RequestError([("factors", said)])
     for number, path in enumerate(request.sections):
         fullres, mpp = (request.fullres, request.mpp) if number == 0 else (None, None)
+        adjusted: dict[str, Any] = {"orientation": request.orientation} if number == 0 else {}
+        if number == 0 and request.exclude is not None:
+            adjusted["exclude"] = str(Path(request.exclude).expanduser().absolute())
         factors = request.factors[number] if request.factors else None
         try:
-            section = open_section(path, fullres=fullres, mpp=mpp, factors=factors)
+            section = open_section(path, fullres=fullres, mpp=mpp, factors=factors, **adjusted)
         except SectionError as error:
             faults.append((f"section {path}", str(error)))
             continue
         folder = named_section(Path(path)) or Path(path).expanduser()
-        source = {"kind": "folder", "folder": str(folder.resolve()), "mpp": mpp}
+        source = {"kind": "folder", "folder": str(folder.resolve()), "mpp": mpp, **adjusted}
         if factors is not None:
             source["factors"] = str(Path(factors).expanduser().absolute())
         if fullres is not None:

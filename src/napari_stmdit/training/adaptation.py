@@ -14,6 +14,7 @@ from ..downloads.places import data_directory
 from ..errors import RequestError
 from ..files import BadFile, read_json
 from ..frozen import Frozen
+from ..types import Orientation
 
 REQUEST, CONFIG, PROGRESS, STOP = "request.json", "config.yaml", "progress.json", "stop"
 """Files of the work folder: request, training config, progress, and the request to stop, if any."""
@@ -40,8 +41,8 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 class AdaptRequest(Frozen):
     """Request of an adaptation.
 
-    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres`` and ``mpp`` are for the first. ``factors`` of the spots replace
-    counts: one table for each section, in their order, or none. ``hold_out`` is evaluated and
+    ``sections`` are paths as `napari_stmdit.open_section` takes them; ``fullres``, ``mpp``, ``exclude`` (GeoJSON
+    regions) and ``orientation`` are for the first. ``factors`` of the spots replace counts: one table for each section, in their order, or none. ``hold_out`` is evaluated and
     not trained on: a corner quarter of the first section's spots, a section by the name of its folder (another donor's, say), or ``none``.
     ``minutes`` is the total time on this computer, ``start`` the checkpoint to start from, and ``workers`` the training processes on a CPU
     (None: one a core, at most 4).
@@ -52,6 +53,8 @@ class AdaptRequest(Frozen):
     fullres: str | None = None
     mpp: Annotated[float, Field(gt=0)] | None = None
     factors: tuple[str, ...] = ()
+    exclude: str | None = None
+    orientation: Orientation = "as-given"
     minutes: Annotated[float, Field(gt=0, le=100_000)] = 30.0
     hold_out: str = "lower-right"
     start: str = "demo"
@@ -147,6 +150,8 @@ def command_of(request: AdaptRequest, work: Path) -> list[str]:
         str(request.seed),
     ]
     words += [] if request.fullres is None else ["--fullres", request.fullres]
+    words += [] if request.exclude is None else ["--exclude", request.exclude]
+    words += [] if request.orientation == "as-given" else ["--orientation", request.orientation]
     words += [] if request.workers is None else ["--workers", str(request.workers)]
     return words if request.mpp is None else [*words, "--mpp", repr(request.mpp)]
 

@@ -24,17 +24,28 @@ SAME_SCALE = 0.01
 
 @dataclass(frozen=True)
 class TrainingSection:
-    """Section at the scale of a patch: pixels (H, W, 3) uint8, spot centres yx (n, 2) in them, and microns per pixel."""
+    """Section at the scale of a patch: pixels (H, W, 3) uint8, spot centres yx (n, 2) in them, and microns per pixel.
+
+    ``excluded`` (m, 2) are the centres of the spots that the section excludes.
+    """
 
     section: Section
     pixels: NDArray[np.uint8]
     yx: NDArray[np.float64]
     mpp: float
+    excluded: NDArray[np.float64]
 
     @property
     def name(self) -> str:
         """Name of the section."""
         return self.section.name
+
+    def uses(self, centre: NDArray[np.float64]) -> bool:
+        """Return whether the spot nearest to a place is not an excluded one."""
+        if not len(self.excluded):
+            return True
+        kept, excluded = (np.square(yx - centre).sum(axis=1).min() for yx in (self.yx, self.excluded))
+        return bool(kept <= excluded)
 
 
 def load_training_section(section: Section, patch_mpp: float, store: Path | None = None) -> TrainingSection:
@@ -62,7 +73,10 @@ def load_training_section(section: Section, patch_mpp: float, store: Path | None
             _remove_others(path, section.name)
     if path is not None:
         pixels = np.load(path, mmap_mode="r")
-    return TrainingSection(replace(section, image=None), pixels, section.spots.yx / pixel_size * zoom, image_mpp / zoom)
+    whole = section.whole.spots
+    excluded = whole.yx[~np.isin(whole.ids, section.spots.ids)]
+    yx, off = (places / pixel_size * zoom for places in (section.spots.yx, excluded))
+    return TrainingSection(replace(section, image=None), pixels, yx, image_mpp / zoom, off)
 
 
 def _remove_others(path: Path, name: str) -> None:
@@ -94,7 +108,7 @@ class Crop:
 
 
 class CropSampler:
-    """Sampler of crops within ``reach_um`` of a spot along each axis; sections in proportion to their spots."""
+    """Sampler of crops within ``reach_um`` of a spot along each axis, none of them centred on an excluded one; sections in proportion to their spots."""
 
     def __init__(
         self, sections: Sequence[TrainingSection], augmentation: AugmentationSettings, reach_um: float = 103.0
@@ -112,6 +126,8 @@ class CropSampler:
             section = self.sections[index]
             reach = self.reach_um / section.mpp
             centre = section.yx[rng.integers(len(section.yx))] + rng.uniform(-reach, reach, 2)
+            if not section.uses(centre):
+                continue
             pixels, centre = cut(section.pixels, centre, side)
             if pixels[::8, ::8].mean(axis=2).std() > 6 or rng.random() < blank:
                 break

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import RequestError, SectionError, StmditError
 from ..expression.genes import match_genes
 from ..intent import CheckpointCard
-from ..tissue.excluded import exclude_file
+from ..tissue.excluded import exclude, exclude_file
 from ..tissue.open import open_sample_section, synthesis_fault
 from ..tissue.st_array import read_table_section
 from ..types import Section, SlideImage
@@ -113,7 +113,7 @@ def part_of(section: Section, part: Part) -> Section:
     """Crop a section to a part of its image; raises SectionError where that holds fewer than three spots."""
     if part == WHOLE or section.image is None:
         return section
-    image, spots = section.image, section.spots
+    image, spots = section.image, section.whole.spots
     height, width = image.shape
     y0, x0, y1, x1 = (round(share * side) for share, side in zip(part, (height, width) * 2, strict=True))
     corner, end = np.array([y0, x0]) * image.pixel_size, np.array([y1, x1]) * image.pixel_size
@@ -132,7 +132,12 @@ def part_of(section: Section, part: Part) -> Section:
     )
     pixels = image.levels[0][y0:y1, x0:x1]
     image = SlideImage((pixels,), image.pixel_size, f"{image.source}, a part")
-    return replace(section, spots=kept, image=image, excluded=None)  # what was left out lies in the whole's pixels
+    cropped = replace(section.whole, spots=kept, image=image)
+    if section.excluded is None:
+        return cropped
+    inside = set(kept.ids.tolist())
+    regions = {name: [spot for spot in ids if spot in inside] for name, ids in section.excluded.regions.items()}
+    return exclude(cropped, regions)
 
 
 _kept: dict[FolderSource, Section] | None = None

@@ -6,6 +6,8 @@ An adaptation is a process that outlives the viewer; its work folder tells a lat
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from ..storage.atomic import LOCK, hold
 from ..text import size_words
 from ..tissue.open import SectionSource
 from ..tissue.public import PublicSection, fetch_section, find_section, known_section, public_sections
+from ..tissue.selections import write_selections
 from ..training.adaptation import (
     AdaptProgress,
     AdaptRequest,
@@ -339,12 +342,21 @@ class Adaptations:
         name = name.strip() or default_name(section.path)
         if self.look(name).alive:
             raise StmditError(f"{name} is being adapted already; wait for it, or give another name.")
+        excluded = None
+        if section.excluded is not None:
+            regions = section.excluded.regions
+            digest = hashlib.sha256(json.dumps(regions, sort_keys=True).encode()).hexdigest()[:8]
+            excluded = adaptations_home() / f"{name}-{digest}.excluded.geojson"
+            excluded.parent.mkdir(parents=True, exist_ok=True)
+            write_selections(section.whole.spots, regions, excluded)
         request = request_of(
             name=name,
             sections=(str(section.path),),
             fullres=how["--fullres"],
             mpp=how["--mpp"],
             factors=() if how["--factors"] is None else (how["--factors"],),
+            exclude=None if excluded is None else str(excluded),
+            orientation=section.orientation,
             minutes=minutes,
             hold_out=hold_out,
         )
