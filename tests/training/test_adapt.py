@@ -21,7 +21,7 @@ from napari_stmdit.tissue.alignment import oriented
 from napari_stmdit.tissue.open import open_section
 from napari_stmdit.tissue.selections import write_selections
 from napari_stmdit.training.adapt import _Run, adapt
-from napari_stmdit.training.adapt_config import corner_parts, programs_among
+from napari_stmdit.training.adapt_config import build_config, corner_parts, programs_among
 from napari_stmdit.training.adaptation import (
     CORNERS,
     ask_to_stop,
@@ -259,12 +259,40 @@ def test_what_cannot_be_done_is_refused_with_every_reason(home, begun, tiny_fold
         run(tiny_folder, begun, hold_out="middle")
     with pytest.raises(RequestError, match="is no name for a checkpoint"):
         run(tiny_folder, begun, name="../mine")
-    with pytest.raises(RequestError, match="section nowhere: "):
+    with pytest.raises(RequestError, match="section .*nowhere: "):
         run("nowhere", begun)
+    assert not (home / "adapted" / "mine").exists()  # nothing was begun
     (home / "checkpoints" / "mine").mkdir(parents=True)
     (home / "checkpoints" / "mine" / "stmdit.json").write_text("{}")
     with pytest.raises(StoreError, match="give another name"):
         run(tiny_folder, begun)
+
+
+def test_the_same_words_in_another_folder_are_another_adaptation(home, begun, tiny_folder, tmp_path, monkeypatch):
+    import shutil
+
+    for patient in ("patient1", "patient2"):
+        shutil.copytree(tiny_folder, tmp_path / patient / "outs")
+    monkeypatch.chdir(tmp_path / "patient1")
+    made = run("outs", begun)
+    assert run("outs", begun).folder == made.folder
+    monkeypatch.chdir(tmp_path / "patient2")
+    with pytest.raises(RequestError, match=r"holds another adaptation, of .*patient1/outs; give another name"):
+        run("outs", begun)
+
+
+def test_a_second_adaptation_of_a_name_leaves_the_first_as_it_was_asked(home, begun, tiny_folder, monkeypatch):
+    refused = []
+
+    def build(request):
+        with pytest.raises(StoreError, match="another process is at work in") as found:
+            run(tiny_folder, begun, hold_out="upper-left")  # of the same name, while the first opens its sections
+        refused.append(found)
+        return build_config(request)
+
+    monkeypatch.setattr("napari_stmdit.training.adapt.build_config", build)
+    made = run(tiny_folder, begun)
+    assert len(refused) == 1 and read_request(made.work).hold_out == "lower-right"
 
 
 def test_programs_are_spelled_as_the_section_spells_its_genes():

@@ -22,7 +22,8 @@ from ..evaluation.cases import EvaluationRequest
 from ..evaluation.counterfactual import CounterfactualCheck
 from ..model.autoencoder import FACTOR
 from ..progress import BATCH, CancelToken
-from ..storage.atomic import check_free, replacing, take_lock, write_text
+from ..storage.atomic import LOCK, check_free, replacing, take_lock, write_text
+from ..tissue.open import SectionSource
 from ..types import Orientation
 from .adapt_config import MAX_CROPS, build_config, check_room, programs_among
 from .adaptation import (
@@ -151,13 +152,17 @@ def adapt(
     given = [sections] if isinstance(sections, str | Path) else list(sections)
     if not given:
         raise RequestError([("section", "none was given; give the folder of one")])
+    # absolute, as the same words mean other tissue in another folder
+    first, *others = (SectionSource.given(one).absolute() for one in given)
+    first = first.model_copy(update={"fullres": fullres, "exclude": exclude}).absolute()
+    tables = [Path(one).expanduser().absolute() for one in factors]
     request = request_of(
         name=name or default_name(given[0]),
-        sections=tuple(str(one) for one in given),
-        fullres=None if fullres is None else str(fullres),
+        sections=tuple(str(one.path) for one in (first, *others)),
+        fullres=None if first.fullres is None else str(first.fullres),
         mpp=mpp,
-        factors=tuple(str(one) for one in factors),
-        exclude=None if exclude is None else str(exclude),
+        factors=tuple(str(one) for one in tables),
+        exclude=None if first.exclude is None else str(first.exclude),
         orientation=orientation,
         minutes=minutes,
         hold_out=hold_out,
@@ -182,31 +187,47 @@ def run_adaptation(
     """Begin or continue the adaptation of a work folder; see `adapt`."""
     require_extra()
     note, work = on_note or (lambda _: None), work.resolve()
-    request = _same_request(request, work, note)
     target = data_directory() / "checkpoints" / request.name
-    if not (work / REQUEST).is_file():
-        check_free(target, "give another name")
-        content, estimate = build_config(request)
-        check_room(estimate, work)
-        note(
-            f"{estimate.words}, in {work}. It goes on until about {time.strftime('%H:%M', time.localtime(time.time() + 60 * request.minutes))}."
-        )
-        work.mkdir(parents=True, exist_ok=True)
-        _write_config(work, content)
-        write_text(work / REQUEST, request.model_dump_json(indent=1) + "\n")
+    with _held(work):
+        request = _same_request(request, work, note)
+        with _stops(work, cancel or CancelToken()) as token, kept_open():
+            if not (work / REQUEST).is_file():
+                check_free(target, "give another name")
+                content, estimate = build_config(request)
+                check_room(estimate, work)
+                until = time.strftime("%H:%M", time.localtime(time.time() + 60 * request.minutes))
+                note(f"{estimate.words}, in {work}. It goes on until about {until}.")
+                _write_config(work, content)
+                write_text(work / REQUEST, request.model_dump_json(indent=1) + "\n")
+            return _Run(request, work, target, token, on_progress or (lambda _: None)).go()
+
+
+@contextmanager
+def _held(work: Path) -> Iterator[None]:
+    """Hold a work folder; raises StoreError where it holds something else, or another process is at work in it."""
+    if read_request(work) is None and not _is_held_alone(work):
+        check_free(work, "give another name or another --output")
+    work.mkdir(parents=True, exist_ok=True)
     lock = take_lock(work)
     try:
-        with _stops(work, cancel or CancelToken()) as token, kept_open():
-            return _Run(request, work, target, token, on_progress or (lambda _: None)).go()
+        yield
     finally:
         lock.release()
+        if not (work / REQUEST).exists():  # nothing was begun
+            with suppress(OSError):
+                (work / LOCK).unlink(missing_ok=True)
+                work.rmdir()
+
+
+def _is_held_alone(work: Path) -> bool:
+    """Return whether another process has just taken a folder: a lock is all there is."""
+    return work.is_dir() and {file.name for file in work.iterdir()} <= {LOCK, STOP}
 
 
 def _same_request(request: AdaptRequest, work: Path, note: Callable[[str], None]) -> AdaptRequest:
-    """Return the request of a work folder; raises RequestError where it differs, or the folder holds something else."""
+    """Return the request of a work folder; raises RequestError where it differs."""
     before = read_request(work)
     if before is None:
-        check_free(work, "give another name or another --output")
         return request
     if before.model_copy(update={"minutes": request.minutes}) != request:
         raise RequestError(
