@@ -525,6 +525,20 @@ def test_another_section_is_no_source_of_real_patches(study, tmp_path):
         export_dataset(study.store, tmp_path / "d", section=open_sample_section().path)
 
 
+def test_a_result_with_excluded_spots_is_of_the_section_that_has_them(study, tmp_path):
+    from napari_stmdit.assemble import load_checkpoint
+    from napari_stmdit.regions import SpotList
+    from napari_stmdit.synthesis.session import synthesize
+    from napari_stmdit.tissue.excluded import exclude
+
+    ids = study.section.spots.ids.tolist()
+    section = exclude(study.section, {"fold": ids[:2]})
+    request = study.results["measured"].plan.request.model_copy(update={"region": SpotList(ids=tuple(ids[5:8]))})
+    synthesize(section, request, load_checkpoint(study.checkpoint, device="cpu")).save(tmp_path / "out.zarr")
+    found = export_dataset(tmp_path / "out.zarr", tmp_path / "d", section=study.section.path, formats=("anndata",))
+    assert any("as given" in note for note in found.notes)
+
+
 def test_patches_that_were_not_kept_are_cut_and_said(study, tmp_path):
     """SpatialData writes a store anew without them."""
     from spatialdata import read_zarr

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -336,6 +337,30 @@ def test_a_renewal_that_fails_leaves_the_old_files(hub, entry, folder):
     assert (folder / "config.json").read_bytes() == CONFIG
     assert (folder / "diffusion_pytorch_model.safetensors").read_bytes() == BYTES
     assert find_download(entry) is not None
+
+
+def test_a_renewal_that_is_killed_between_two_files_is_not_taken_for_whole(hub, entry, folder, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    publish, published = PartFile.publish, []
+
+    def killed(self):
+        if published:
+            raise Killed
+        published.append(self)
+        publish(self)
+
+    download(entry, endpoint=hub.endpoint)
+    hub.repositories[REPOSITORY]["transformer/config.json"].content = b'{"sample_size": 64}'
+    weights(hub).content = noise(1_500_000, seed=1)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(PartFile, "publish", killed)
+        download(entry, endpoint=hub.endpoint, force=True)
+    assert find_download(entry) is None
+    done = download(entry, endpoint=hub.endpoint, force=True)
+    assert not done.already and find_download(entry) == replace(done, already=True)
+    assert (folder / "diffusion_pytorch_model.safetensors").read_bytes() == weights(hub).content
 
 
 @pytest.mark.parametrize("inside", ["", "transformer"])

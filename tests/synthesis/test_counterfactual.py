@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from napari_stmdit.intent import Request
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.continuous import MAX_BLOCK, blocks_of, changed_windows, reached_windows
+from napari_stmdit.synthesis.counterfactual import follows_of
 from napari_stmdit.synthesis.plan import plan
 from napari_stmdit.synthesis.session import synthesize
 from napari_stmdit.synthesis.variants import dose_strip, make_sheet, noise_key, samples_of
 from napari_stmdit.tissue.crops import read_patches
+from napari_stmdit.types import SlideImage
 
 EDITS = CARD.model_copy(update={"edits_tissue": True})
 GENES = ("ERBB2", "KRT8", "MKI67", "EPCAM")
@@ -353,6 +356,21 @@ def test_reading_the_tissue_is_told_stopped_between_two_batches_and_gone_on_with
     whole = synthesize(tiny_section, request(ids, mode=mode), anew)
     assert whole.complete and read[1] == ids[16:] and read.count(ids[:16]) == 1
     assert np.array_equal(whole.rgba, synthesize(tiny_section, request(ids, mode=mode), straight).rgba)
+
+
+@pytest.mark.parametrize("what", ["slide", "counts"])
+def test_how_morphology_follows_is_not_taken_from_another_slide_or_table_of_the_same_spots(tiny_section, model, what):
+    one = copy(model)
+    one.morphology_map, one.fitted, one.encoded_spots = None, {}, {}
+    image, spots = tiny_section.image, tiny_section.spots
+    if what == "slide":
+        levels = tuple(255 - level for level in image.levels)
+        other = replace(tiny_section, image=SlideImage(levels, image.pixel_size, "its negative"))
+    else:
+        other = replace(tiny_section, spots=replace(spots, counts=spots.counts[::-1]))
+    first, second = (follows_of(section, one.card, one) for section in (tiny_section, other))
+    assert follows_of(tiny_section, one.card, one) is first
+    assert second is not first and len(one.fitted) == 2
 
 
 def test_a_large_region_is_cut_into_blocks_that_cover_it(tiny_section, model):

@@ -1,7 +1,9 @@
 """What was not saved is found again after a crash, belongs to one viewer at a time, and is removed only as it was written."""
 
+import contextlib
 import dataclasses
 import datetime
+import os
 
 import numpy as np
 import pytest
@@ -118,6 +120,8 @@ def test_sessions_are_bounded_in_age_and_size(tmp_path, result, source, monkeypa
         session.close()
         places.append(folder.with_name(f"{day:%Y%m%d-%H%M%S}-{folder.name[-6:]}"))
         folder.rename(places[-1])
+        for file in (places[-1] / sessions.FILE, *places[-1].rglob(sessions.RECORD)):
+            os.utime(file, (day.timestamp(), day.timestamp()))
     assert [one.results[0].name for one in find_sessions(tmp_path)] == ["1 days", "2 days"]
     assert not places[0].exists()
     monkeypatch.setattr(sessions, "MAX_BYTES", int(1.5 * sessions._size(places[2])))
@@ -125,6 +129,42 @@ def test_sessions_are_bounded_in_age_and_size(tmp_path, result, source, monkeypa
     monkeypatch.setattr(sessions, "MAX_BYTES", 10_000)
     with pytest.raises(StoreError, match=r"not kept for the next start.*save it"):
         Session(tmp_path).keep(result, "large", source)
+
+
+def test_a_viewer_that_is_open_for_longer_loses_nothing_by_its_age(tmp_path, result, source, monkeypatch):
+    then = datetime.datetime.now() - datetime.timedelta(days=sessions.MAX_DAYS + 10)
+
+    class Then(datetime.datetime):
+        @classmethod
+        def now(cls):
+            return then
+
+    session = Session(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(sessions.datetime, "datetime", Then)
+        session._begun()
+    session.keep(result, "made today", source)
+    crashed(session)
+    assert [one.results[0].name for one in find_sessions(tmp_path)] == ["made today"]
+
+
+def test_a_kill_right_after_a_result_is_written_loses_it_not(tmp_path, result, source, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    session, replacing = Session(tmp_path), sessions.WORK.replacing
+
+    @contextlib.contextmanager
+    def killed(place):
+        with replacing(place) as draft:
+            yield draft
+        raise Killed
+
+    monkeypatch.setattr(type(sessions.WORK), "replacing", lambda self, place: killed(place))
+    with pytest.raises(Killed):
+        session.keep(result, "whole", source)
+    crashed(session)
+    assert [one.results[0].name for one in find_sessions(tmp_path)] == ["whole"]
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,16 @@ def test_a_stage_says_what_must_run_before_it(tiny_config):
 
 
 @pytest.mark.usefixtures("quiet_limit")
+def test_nothing_is_encoded_with_an_autoencoder_that_may_still_change(tiny_config):
+    path = tiny_config()
+    config = load_config(path)
+    run_stage(config, "autoencoder")
+    more = config.autoencoder.model_copy(update={"steps": config.autoencoder.steps + 1})
+    with pytest.raises(CheckpointError, match=r"at step \d+ of \d+; run the stage 'autoencoder' to its end first"):
+        run_stage(config.model_copy(update={"autoencoder": more}), "latents")
+    assert run_stage(config, "latents").is_file()
+
+
 def test_samples_and_curves_are_kept_as_training_goes_on(tiny_config, tmp_path):
     from PIL import Image
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -525,7 +525,7 @@ def find_slide(made: Finished, section: str | Path | None = None, fullres: str |
         if place is None:
             raise SectionError("the result has no folder that --fullres could belong to; give --section as well")
         given = open_section(place, fullres=fullres, mpp=own.calibration.mpp)
-        if fingerprint(given) != fingerprint(own):
+        if fingerprint(given.whole) != fingerprint(own.whole):
             raise SectionError(f"{place} is another section than the one of the result: its spots differ")
         return _slide(given, made, f"the slide image of {given.name}, as given")
     reduced = own.image is not None and own.image.pixel_size > 1 + 1e-6
@@ -552,7 +552,7 @@ def _recorded_section(made: Finished) -> Section | None:
         section = open_section(made.request.section, mpp=made.section.calibration.mpp)
     except StmditError:
         return None
-    same = fingerprint(section) == fingerprint(made.section)
+    same = fingerprint(section.whole) == fingerprint(made.section.whole)
     return section if same and synthesis_fault(section, made.patch_mpp) is None else None
 
 

@@ -21,7 +21,7 @@ from ..frozen import Frozen
 from ..progress import CancelToken, DownloadProgress, Stopwatch
 from ..storage.atomic import digest, hold, write_text
 from .places import Entry, download_directory, find_reference
-from .transfer import PartFile, RemoteFile, check_cancelled, fetch, look_up, offline_error, writing_error
+from .transfer import PartFile, RemoteFile, check_cancelled, fetch, has_part, look_up, offline_error, writing_error
 
 RECORD_FILE = "download.json"
 _BLOCK = 1 << 20
@@ -161,6 +161,8 @@ def find_download(entry: Entry) -> Downloaded | None:
             return Downloaded(entry, folder, record, already=True)
         return None
     place = find_reference(entry)
+    if place == folder and any(has_part(folder / name) for name in entry.files):
+        return None  # ended while its files were replaced: they are of two versions
     return None if place is None else Downloaded(entry, place, None, already=True)
 
 

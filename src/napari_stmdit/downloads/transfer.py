@@ -109,8 +109,7 @@ class PartFile:
             raise writing_error(error, self.final) from None
 
     def _is_other_version(self, path: Path) -> bool:
-        mine = re.fullmatch(rf"{re.escape(self.final.name)}\.[0-9a-f]{{12}}{re.escape(self.ENDING)}", path.name)
-        return mine is not None and path != self.path
+        return _is_part_of(self.final, path) and path != self.path
 
     def _read_back(self, stream: BinaryIO) -> None:
         """Hash what an earlier run left."""
@@ -118,6 +117,15 @@ class PartFile:
         while block := stream.read(_BLOCK):
             self._digest.update(block)
             self.size += len(block)
+
+
+def has_part(final: Path) -> bool:
+    """Return whether a part of a file lies beside its place."""
+    return final.parent.is_dir() and any(_is_part_of(final, path) for path in final.parent.iterdir())
+
+
+def _is_part_of(final: Path, path: Path) -> bool:
+    return re.fullmatch(rf"{re.escape(final.name)}\.[0-9a-f]{{12}}{re.escape(PartFile.ENDING)}", path.name) is not None
 
 
 def writing_error(error: OSError, path: Path) -> DownloadError:

@@ -24,12 +24,11 @@ from ..regions import Polygons
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.continuous import changed_windows, reached_windows
-from ..synthesis.counterfactual import Follows, content_key, follow_steps, follows_of, section_map
+from ..synthesis.counterfactual import Follows, content_key, follow_steps, follows_of, map_key, section_map
 from ..synthesis.models import Edited, PatchBatch, known_by_spot
 from ..synthesis.plan import counterfactual_fault, plan, resolve_sampling
 from ..synthesis.session import synthesize
 from ..synthesis.windows import rule_of
-from ..tissue.elements import fingerprint
 from ..types import Patch, Plan, Section
 from .cases import MIN_SPOTS, EvaluationRequest
 from .effects import (
@@ -243,7 +242,7 @@ class CounterfactualCheck:
         self.without: dict[frozenset[int], Follows] = {}
         self.key = of_json(
             {
-                "section": fingerprint(self.section),
+                "section": map_key(self.section, self.model.card, self.model),
                 "checkpoint": dict(self.model.provenance),
                 "steps": self.steps,
             }
@@ -447,7 +446,7 @@ class CounterfactualCheck:
             yield self._progress(1)
             return PaintedCrop(*kept.images)
         model = copy(self.model)
-        model.fitted = {fingerprint(self.section): follows}
+        model.fitted = {map_key(self.section, card, model): follows}
         work = painted_crop(made, self.section, model, row, batch=self.batch, cancel=self.cancel)
         crop = yield from mapped(work, lambda _: self._progress())
         if crop is None:

@@ -22,8 +22,9 @@ from ..encoders.morphology_map import (
 from ..expression.covariation import covariation_of
 from ..intent import CheckpointCard
 from ..progress import drained, finish
+from ..storage.fingerprint import PerObject, of_json
 from ..tissue.crops import read_patches
-from ..tissue.elements import fingerprint
+from ..tissue.identity import section_identity
 from ..types import Section
 from .canvas import boxes_around
 
@@ -163,9 +164,8 @@ def follow_steps(section: Section, card: CheckpointCard, model: PatchModel) -> G
     if stored is not None and (section.synthetic or len(section.spots) < MIN_SPOTS):
         return Follows(stored)
     kept: dict[str, Follows] = vars(model).setdefault("fitted", {})
-    key = fingerprint(section)
+    key, most = map_key(section, card, model), _most_spots(model)
     if key not in kept:
-        most = MAX_MAP_SPOTS if stored is None else MAX_FURTHER_SPOTS
         known: dict[str, Encoded] = vars(model).setdefault("encoded_spots", {})
         encoded = yield from encoding_steps(section, card, model, most, known.setdefault(key, {}))
         together, rows = covariation_of(section.spots), spaced_rows(section, most)
@@ -176,6 +176,24 @@ def follow_steps(section: Section, card: CheckpointCard, model: PatchModel) -> G
 
 
 follows_of = drained(follow_steps, "follows_of")
+
+
+def map_key(section: Section, card: CheckpointCard, model: PatchModel) -> str:
+    """Return a hash of what a section's map is fitted on: its spots, their counts, and the slide around those that are read."""
+    known: dict[tuple[object, ...], str] = _map_keys.get(section, dict)
+    asked = (card.patch_px, card.patch_mpp, _most_spots(model))
+    if asked not in known:
+        read = section.spots.yx[spaced_rows(section, _most_spots(model))]
+        boxes = [box.source for box in boxes_around(read, card.patch_px, card.patch_mpp / section.mpp)]
+        known[asked] = of_json(section_identity(section, boxes, card.patch_px))
+    return known[asked]
+
+
+def _most_spots(model: PatchModel) -> int:
+    return MAX_MAP_SPOTS if getattr(model, "morphology_map", None) is None else MAX_FURTHER_SPOTS
+
+
+_map_keys = PerObject()
 
 
 def spaced_rows(section: Section, most: int) -> NDArray[np.int64]:

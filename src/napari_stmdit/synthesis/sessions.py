@@ -171,6 +171,7 @@ class Session:
         number = 1 + max((int(place.name) for place in _places(folder)), default=0)
         place = folder / RESULTS / str(number)
         provenance = json.loads(json.dumps(dict(result.provenance)))
+        self._write()  # first: a result whose section is not known would not be offered
         with explained(folder, THEN):
             place.parent.mkdir(exist_ok=True)
             with WORK.replacing(place) as draft:
@@ -180,7 +181,6 @@ class Session:
                     put_patches(draft, place.name, np.asarray(patches[:]), provenance)
                 about = {"name": name, "section": key, "pixel_to_fullres_yx": affine.tolist(), "provenance": provenance}
                 write_json(draft / RECORD, about)
-        self._write()
         return place
 
     def note_edits(self, section: Section, source: SectionSource | None, edits: EditFile) -> None:
@@ -257,7 +257,7 @@ def find_sessions(home: Path) -> tuple[KeptSession, ...]:
         try:
             kept = _read(place)
             used += _size(place)
-            age = datetime.datetime.now() - kept.begun
+            age = datetime.datetime.now() - _last_written(kept)
             if not kept or age.days > MAX_DAYS or used > MAX_BYTES:
                 _remove(place)
             else:
@@ -320,6 +320,13 @@ def _read(folder: Path) -> KeptSession:
             if place.name not in gone and record["section"] in sections:
                 results.append(KeptResult(place, str(record["name"]), str(record["section"])))
     return KeptSession(folder, begun, sections, tuple(results))
+
+
+def _last_written(kept: KeptSession) -> datetime.datetime:
+    """Return when work was last written into a session: a viewer may stay open for longer than sessions are kept."""
+    files = (kept.folder / FILE, *(one.place / RECORD for one in kept.results))
+    times = [datetime.datetime.fromtimestamp(file.stat().st_mtime) for file in files if file.exists()]
+    return max(times, default=kept.begun)
 
 
 def _places(folder: Path) -> list[Path]:

@@ -215,10 +215,12 @@ def state_path(config: TrainingConfig) -> Path:
 
 
 def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
-    """Return the trained autoencoder (EMA weights); raises CheckpointError that names the stage to run first."""
+    """Return the trained autoencoder (EMA weights); raises CheckpointError that names the stage to run first, or to its end."""
     state = load_state(state_path(config))
     if state is None:
         raise CheckpointError(f"No trained autoencoder in {config.output}; run the stage 'autoencoder' first.")
+    if config.start is None:
+        _check_ended(config)
     model = _first(config)
     refined = state["average"]["weights"]
     if config.start is not None:
@@ -227,6 +229,16 @@ def load_autoencoder(config: TrainingConfig) -> StmditAutoencoder:
     model.load_state_dict(refined)
     model.eval()
     return model
+
+
+def _check_ended(config: TrainingConfig) -> None:
+    """Raise CheckpointError where the encoder may still change: what it encoded would not fit it any more."""
+    state, steps = load_state(config.output / "autoencoder.pt"), config.autoencoder.steps
+    if state is not None and state["step"] < steps:
+        raise CheckpointError(
+            f"The autoencoder in {config.output} is at step {state['step']} of {steps}; run the stage 'autoencoder' to its end first, or ask for "
+            f"{state['step']} steps."
+        )
 
 
 def _first(config: TrainingConfig) -> StmditAutoencoder:
