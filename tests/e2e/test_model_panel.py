@@ -11,6 +11,8 @@ from viewing import no_leaks, settle, viewer, workbench  # noqa: F401
 
 from napari_stmdit.model.foreign.keys import from_native
 from napari_stmdit.tissue.open import SectionSource
+from napari_stmdit.ui.checkpoints import ConvertIntent
+from napari_stmdit.ui.state import QueuedRun
 
 pytestmark = pytest.mark.gui
 
@@ -131,6 +133,19 @@ def test_a_foreign_checkpoint_from_file_to_run(home, workbench, foreign, vae_sou
     assert settle(lambda: len(state.results) == 1, 60)
     provenance = state.results[0].result.provenance["checkpoint"]
     assert provenance["morphology_embeddings"]["source"].endswith("morphology.npy")
+
+
+def test_a_checkpoint_that_was_converted_during_a_run_is_offered(home, workbench, foreign):  # noqa: F811
+    state, choice = workbench.state, workbench.model.checkpoint
+    state.queue = (QueuedRun(1, "a run that waits"),)
+    workbench.presenter.acquisition.convert(ConvertIntent(str(foreign), 0.5, "mine"))
+    assert settle(lambda: state.message.text.startswith("mine is ready") and not state.converting, 60)
+    assert state.checkpoint is None and state.queue
+    assert [choice.itemText(k) for k in range(choice.count())].count("mine") == 1
+    state.queue = ()
+    workbench.presenter.acquisition.convert(ConvertIntent(str(foreign), 0.5, "another"))
+    assert settle(lambda: state.model.checkpoint.endswith("another") and not state.busy and not state.converting, 60)
+    assert [choice.itemText(k) for k in range(choice.count())].count("another") == 1
 
 
 def test_an_unreadable_file_is_told_and_the_viewer_goes_on(home, workbench, tmp_path, monkeypatch):  # noqa: F811

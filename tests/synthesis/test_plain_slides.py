@@ -10,7 +10,7 @@ from standins import CropModel, card_for
 from tiny import TINY_GENES
 
 from napari_stmdit.edits import KnockOut, Scale
-from napari_stmdit.errors import RequestError
+from napari_stmdit.errors import RequestError, StoreError
 from napari_stmdit.intent import Request
 from napari_stmdit.regions import SampleOfSpots
 from napari_stmdit.synthesis.identity import identity_of
@@ -172,3 +172,32 @@ def test_a_data_set_of_a_slide_does_not_call_anything_measured(section, predicte
         table = pq.read_table(rows).to_pydict()
         kinds = dict(zip(table["origin"], table["expression"], strict=True))
         assert kinds == {"slide": word, "model": "null" if word == "null" else "own"}
+
+
+def test_another_slide_with_the_same_grid_is_another_section(slide, tmp_path):
+    """The places of its spots are those of a grid, which slides of one size share."""
+    from napari_stmdit import export_dataset
+    from napari_stmdit.synthesis.sessions import Session, find_sessions
+    from napari_stmdit.tissue.open import SectionSource
+
+    twin = write_pyramid(tmp_path / "twin.tif", tissue_picture()[::-1].copy(), **CM)
+    section, other = (open_section(place, tissue_fraction=0) for place in (slide, twin))
+    assert np.array_equal(other.spots.yx, section.spots.yx) and (other.spots.ids == section.spots.ids).all()
+    request = Request(region=FEW)
+    made = [synthesize(one, request, CropModel(CARD)) for one in (section, other)]
+    made[0].save(tmp_path / "out.zarr")
+    with pytest.raises(StoreError, match="holds another slide than twin; give a new path"):
+        made[1].save(tmp_path / "out.zarr")
+    made[0].save(tmp_path / "out.zarr", "again")
+    with pytest.raises(StoreError, match="of different sections"):
+        export_dataset(made, tmp_path / "d")
+    session = Session(tmp_path)
+    for result, place in zip(made, (section.path, twin), strict=True):
+        session.keep(result, place.stem, SectionSource(path=str(place)))
+    session.close()
+    (kept,) = find_sessions(tmp_path)
+    for one in kept.results:
+        assert kept.sections[one.section].source.path.endswith(f"{one.name}.tif")
+        assert one.read(section if one.name == "slide" else other).rgba.shape
+        with pytest.raises(StoreError):
+            one.read(other if one.name == "slide" else section)

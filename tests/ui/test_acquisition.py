@@ -12,7 +12,7 @@ from napari_stmdit.progress import DownloadProgress
 from napari_stmdit.tissue.open import SectionSource
 from napari_stmdit.ui.checkpoints import Acquisition, ConvertIntent, offers
 from napari_stmdit.ui.jobs import start_inline
-from napari_stmdit.ui.state import ModelChoice, WorkbenchState
+from napari_stmdit.ui.state import ModelChoice, QueuedRun, RunStatus, WorkbenchState
 
 
 class Desk:
@@ -116,6 +116,37 @@ def test_a_checkpoint_that_waited_for_a_component_is_loaded_again(desk, tmp_path
     (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
     desk.acquisition.download("uni2-h", str(tmp_path))
     assert desk.loaded == [ModelChoice("somewhere")]
+
+
+def at_work(desk, what):
+    if what == "a run":
+        desk.state.status = RunStatus.RUNNING
+    else:
+        desk.state.queue = (QueuedRun(1, "a run that waits"),)
+
+
+@pytest.mark.parametrize("what", ["a run", "a queue"])
+def test_a_conversion_that_ends_leaves_runs_alone(desk, foreign, tmp_path, what):
+    at_work(desk, what)
+    desk.acquisition.convert(ConvertIntent(str(foreign), 0.5, "mine"))
+    assert (tmp_path / "home" / "checkpoints" / "mine" / "stmdit.json").is_file()
+    assert not desk.loaded and desk.told[-1] == ("info", "mine is ready: choose it when the run has ended.")
+    assert desk.state.foreign is None and not desk.state.converting
+
+
+@pytest.mark.parametrize("what", ["a run", "a queue"])
+def test_a_component_that_arrives_leaves_runs_alone(desk, tmp_path, what):
+    class Waiting:
+        lacking = {"morphology_encoder": CheckpointError("missing")}
+
+    at_work(desk, what)
+    desk.state.checkpoint = Waiting()
+    desk.state.model = ModelChoice("somewhere")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+    desk.acquisition.download("uni2-h", str(tmp_path))
+    assert not desk.loaded and desk.state.fetching is None
+    text = "uni2-h is on this computer: choose somewhere again when the run has ended."
+    assert desk.told[-1] == ("info", text)
 
 
 def test_our_own_folder_is_loaded_at_once(desk, tmp_path):

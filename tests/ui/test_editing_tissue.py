@@ -1,5 +1,7 @@
 """Editing real tissue from the workbench: what is asked, shown, compared and measured, with a tiny real checkpoint."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from napari.components import ViewerModel
@@ -10,10 +12,12 @@ from napari_stmdit.regions import SpotList
 from napari_stmdit.synthesis.plan import evaluations, plan
 from napari_stmdit.synthesis.variants import guidance_grid
 from napari_stmdit.tissue.crops import read_patches
+from napari_stmdit.types import PatchResult
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.looking import change_of, change_picture, halved, limit_of
 from napari_stmdit.ui.presenter import Presenter
+from napari_stmdit.ui.runs import LivePreview
 from napari_stmdit.ui.state import RunStatus
 from napari_stmdit.ui.widgets.compare import ComparePanel
 from napari_stmdit.ui.widgets.evaluate import SpotPanel
@@ -301,3 +305,55 @@ def test_layers_read_back_say_what_they_are(presenter, tmp_path, viewer):
     presenter.results.save(entry.number, str(tmp_path / "out.zarr"))
     (data,), _ = layers.stored_layers(open_section(tmp_path / "out.zarr"))
     assert data[1]["name"].startswith("edited real tissue, synthetic (")
+
+
+def test_a_result_of_another_section_is_neither_run_again_nor_laid_over_this_one(presenter, tiny_section, tmp_path):
+    entry = run(presenter)
+    presenter.compare.stop()
+    presenter.show(replace(tiny_section, path=tmp_path / "another"))
+    presenter.runs.preview()
+    state = presenter.state
+    for ask in (
+        lambda: presenter.runs.run_again(entry.number),
+        lambda: presenter.compare.start("grid", entry.number),
+        lambda: presenter.compare.start("swipe", entry.number),
+    ):
+        state.message = None
+        ask()
+        assert "which is not open as it was then; open that section first" in state.message.text
+    assert state.comparison is None and [one.number for one in state.results] == [entry.number]
+    presenter.show(tiny_section)
+    assert presenter.runs.run_again(entry.number)
+
+
+def test_faults_of_a_result_are_not_those_of_the_form(presenter):
+    entry = run(presenter)
+    unknown = edit_of(presenter.state.section.spots.ids).model_copy(update={"genes": ("NOPE",)})
+    request = entry.request.model_copy(update={"edits": (unknown,)})
+    presenter.state.results = (replace(entry, request=request),)
+    assert not presenter.runs.run_again(entry.number)
+    assert "NOPE" in presenter.state.message.text and not presenter.state.faults
+
+
+def test_a_run_that_ends_during_a_stroke_moves_nothing_under_the_brush(presenter, viewer):
+    presenter.looking.look_at(presenter.view.slide)
+    before = (tuple(viewer.camera.center), viewer.camera.zoom)
+    presenter.hand.holding = True
+    run(presenter)
+    assert (tuple(viewer.camera.center), viewer.camera.zoom) == before and presenter.state.comparison is None
+    presenter.hand.holding = False
+    run(presenter, seed=1)
+    assert presenter.state.comparison is not None
+
+
+def test_a_layer_that_comes_later_takes_no_cell_of_a_comparison(presenter, viewer, tiny_section):
+    entry = run(presenter)
+    assert presenter.state.comparison.mode == "grid" and viewer.grid.enabled
+    preview, count = LivePreview(viewer), len(viewer.layers)
+    patch = PatchResult(entry.result.plan.patches[0], np.zeros((64, 64, 3), np.uint8))
+    preview.show(patch, entry.result.plan, tiny_section)
+    assert len(viewer.layers) == count
+    presenter.changes.show(entry.number, True)
+    assert presenter.state.comparison is None and not viewer.grid.enabled
+    preview.show(patch, entry.result.plan, tiny_section)
+    assert [layers.role_of(layer) for layer in viewer.layers].count("preview") == 1

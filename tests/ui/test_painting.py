@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mouse import drag
+from mouse import Press, drag
 from napari.components import ViewerModel
 from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
@@ -487,3 +487,46 @@ def test_edits_and_names_come_back_after_the_spots_were_removed(presenter, tiny_
     assert state.selected == ()
     presenter.painting.undo()
     assert state.selected == tuple(ids[:4])  # what closing took away
+
+
+def test_the_colour_bar_says_what_the_colours_mean_after_every_change(presenter):
+    state = presenter.state
+    state.draft = EditDraft(genes=("ERBB2",), operation="add", log_units=1.0)
+    stroke(presenter, 0)
+    presenter.painting.show_change()
+    for change in (
+        lambda: presenter.painting.set_strength(0, 0.5),
+        presenter.painting.undo,
+        lambda: presenter.painting.set_enabled(0, False),
+    ):
+        before = state.colour_scale
+        change()
+        assert state.colour_scale == presenter.view.scale and state.colour_scale != before
+
+
+def test_another_tool_ends_the_stroke_and_keeps_it(presenter):
+    presenter.state.draft = EditDraft(genes=("ERBB2",))
+    presenter.use_tool("brush")
+    presenter.stroke("begin", place(presenter, 0), False)
+    presenter.use_tool("lasso")
+    (edit,) = presenter.state.request.edits
+    assert edit.spots and presenter.state.undoable[0]
+    presenter.painting.undo()
+    assert not presenter.state.request.edits
+
+
+def test_a_second_quick_dab_paints_too_and_zooms_nowhere(presenter):
+    viewer = presenter._viewer()
+    presenter.state.draft = EditDraft(genes=("ERBB2",))
+    presenter.use_tool("brush")
+    world = [presenter.view.spots.data_to_world(place(presenter, row)) for row in (0, 25)]
+    held = []
+    presenter.state.events.request.connect(lambda: held.append(presenter.hand.holding), max_args=0)
+    drag(viewer, [world[0], world[0]])
+    assert held[-1] and not presenter.hand.holding
+    zoom, press = viewer.camera.zoom, Press()
+    press.position = tuple(world[1])
+    for callback in viewer.mouse_double_click_callbacks:
+        callback(viewer, press)
+    (edit,) = presenter.state.request.edits
+    assert presenter.state.section.spots.ids[25] in edit.spots and viewer.camera.zoom == zoom

@@ -622,3 +622,15 @@ def test_inline_start_for_scripts(viewer, tiny_section, crop_model):
     selected(presenter, 2)
     presenter.runs.run()
     assert presenter.state.status is RunStatus.DONE
+
+
+def test_the_example_leaves_a_section_alone_that_the_user_opened_meanwhile(viewer, tiny_section, by_hand, crop_model):
+    made = Presenter(viewer, by_hand)
+    made.example.show()
+    made.show(tiny_section)
+    made.use_model(crop_model)
+    begun = len(by_hand.open)
+    made.state.busy = "a job"
+    made.state.busy = ""
+    assert len(by_hand.open) == begun
+    assert not made.state.request.edits and made.state.section is tiny_section

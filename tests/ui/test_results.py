@@ -1,5 +1,7 @@
 """Queue, comparisons, results and close-ups with napari's viewer model: no Qt, no screen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from models_for_ui import ByHand, Tinted
@@ -510,6 +512,55 @@ def test_a_stored_result_that_a_reader_brought_is_listed_once(presenter, by_hand
         viewer.add_layer(layers.make(data))
     assert [layers.role_of(x) for x in viewer.layers] == ["slide", "stored", "spots"]
     assert len(again.state.results) == 1
+
+
+# --- a section whose spots the user removed
+
+
+def other_than(section):
+    return replace(section, name="another", path=None)
+
+
+def test_nothing_of_a_section_without_spots_lies_over_the_next(presenter, viewer, by_hand, tiny_section):
+    number = run(presenter, by_hand)
+    left = [x for x in viewer.layers if layers.role_of(x) != "spots"]
+    viewer.layers.remove(presenter.view.spots)
+    assert presenter.view is None and not any(layer.visible for layer in left)
+    presenter.show(other_than(tiny_section))
+    assert sorted(layers.role_of(x) for x in viewer.layers) == ["result", "slide", "spots"]
+    assert presenter.view.slide.visible
+    assert [entry.visible for entry in presenter.state.results] == [False]
+    presenter.show(replace(tiny_section))
+    presenter.results.show(number, True)  # as after another section
+    assert presenter.results.entry(number).visible and len(presenter.state.results) == 1
+    assert sorted(layers.role_of(x) for x in viewer.layers) == ["result", "slide", "spots"]
+
+
+def test_stored_results_are_read_again_with_a_section_whose_spots_were_removed(presenter, by_hand, tmp_path, card):
+    from napari_stmdit.tissue.open import open_section
+
+    store = tmp_path / "out.zarr"
+    presenter.results.save(run(presenter, by_hand), str(store))
+    by_hand.finish()
+    viewer = ViewerModel()
+    again = presenter_with(viewer, open_section(store), card, by_hand)
+    by_hand.finish_all()
+    assert len(again.state.results) == 1
+    viewer.layers.remove(again.view.spots)
+    again.show(open_section(store))
+    by_hand.finish_all()
+    assert [entry.visible for entry in again.state.results] == [True]
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "stored", "spots"]
+
+
+@pytest.mark.parametrize("how", ["clear", "remove_selected"])
+def test_all_layers_may_be_removed_at_once(presenter, viewer, by_hand, tiny_section, how):
+    run(presenter, by_hand)
+    viewer.layers.select_all()
+    getattr(viewer.layers, how)()
+    assert not len(viewer.layers) and presenter.view is None and not presenter.state.results
+    presenter.show(other_than(tiny_section))
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
 
 
 # --- one spot

@@ -46,7 +46,9 @@ Orientation = Annotated[
 Seed = Annotated[int | None, sampling_option(help="Seed of the noise.")]
 GuidanceExpression = Annotated[float | None, sampling_option(help="Guidance scale of expression.")]
 GuidanceMorphology = Annotated[float | None, sampling_option(help="Guidance scale of morphology.")]
-Batch = Annotated[int, machine_option("--batch", min=1, help="Patches denoised together; does not change the result.")]
+Batch = Annotated[
+    int, machine_option("--batch", min=1, help="Patches denoised together; does not change the result in float32.")
+]
 Device = Annotated[str, machine_option(help="auto, cpu, cuda, cuda:N or mps.")]
 DType = Annotated[str, machine_option(help="auto, float32, bfloat16 or float16.")]
 Scheduler = Annotated[str | None, machine_option(help="Address of a dask scheduler, whose workers share the run.")]

@@ -49,7 +49,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for OUT.zarr, comparison.png and the report.")] = Path(
         "stmdit-demo"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Recorded; an edit of this tissue uses the slide's own noise.")] = 0,
     view: Annotated[bool, typer.Option("--view", help="Open the result in napari.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +69,13 @@ def demo(
 
 
 def synthesize(
-    section: Annotated[Path, typer.Argument(help="SpatialData .zarr, Space Ranger outs folder, or an H&E image.")],
+    section: Annotated[
+        Path,
+        typer.Argument(
+            help="Space Ranger, Visium HD or Xenium folder, SpatialData .zarr (also by its address), .h5ad, GEO's flat files, an H&E image, or the name of a "
+            "public section that was downloaded."
+        ),
+    ],
     output: Annotated[Path, output_option(help="SpatialData store to write or add to.")],
     fullres: Annotated[Path | None, section_option(help="Full-resolution image, where the folder lacks it.")] = None,
     mpp: Mpp = None,

@@ -25,7 +25,7 @@ from ..synthesis.stored import StoredResult, StoredResults, read_stored
 from ..synthesis.variants import noise_key
 from ..synthesis.windows import mixing, nearest_spots
 from ..tissue.crops import read_patches
-from ..tissue.elements import fingerprint
+from ..tissue.elements import is_same_section, section_key
 from ..tissue.open import open_section, synthesis_fault
 from ..tissue.store_entries import element_name
 from ..types import Patch, Section, SlideImage
@@ -420,7 +420,7 @@ def _check(runs: Sequence[Finished]) -> None:
     if len(sizes) > 1:
         each = "; ".join(f"{made.name}: {made.patch_px} px at {made.patch_mpp:g} um/px" for made in runs)
         raise StoreError(f"images of one data set have one size and scale; choose runs of one kind ({each})")
-    if len({(fingerprint(made.section), made.section.spots.counts.shape) for made in runs}) > 1:
+    if len({(section_key(made.section), made.section.spots.counts.shape) for made in runs}) > 1:
         raise StoreError("the runs are of different sections; make one data set of each")
 
 
@@ -525,7 +525,7 @@ def find_slide(made: Finished, section: str | Path | None = None, fullres: str |
         if place is None:
             raise SectionError("the result has no folder that --fullres could belong to; give --section as well")
         given = open_section(place, fullres=fullres, mpp=own.calibration.mpp)
-        if fingerprint(given.whole) != fingerprint(own.whole):
+        if not is_same_section(given, own):
             raise SectionError(f"{place} is another section than the one of the result: its spots differ")
         return _slide(given, made, f"the slide image of {given.name}, as given")
     reduced = own.image is not None and own.image.pixel_size > 1 + 1e-6
@@ -552,7 +552,7 @@ def _recorded_section(made: Finished) -> Section | None:
         section = open_section(made.request.section, mpp=made.section.calibration.mpp)
     except StmditError:
         return None
-    same = fingerprint(section.whole) == fingerprint(made.section.whole)
+    same = is_same_section(section, made.section)
     return section if same and synthesis_fault(section, made.patch_mpp) is None else None
 
 

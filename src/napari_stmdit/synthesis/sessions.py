@@ -28,7 +28,7 @@ from ..errors import RequestError, SectionError, StoreError
 from ..files import BadFile, read_json
 from ..storage.atomic import LOCK, Work, explained, hold, remove_left_drafts, write_json
 from ..text import counted
-from ..tissue.elements import fingerprint, is_fingerprint_of
+from ..tissue.elements import section_key
 from ..tissue.open import SectionSource
 from ..tissue.store_entries import put_patches
 from ..types import Section
@@ -73,7 +73,7 @@ class KeptSection:
 
 @dataclass(frozen=True)
 class KeptResult:
-    """Unsaved result: its folder, its name, and the fingerprint of its section."""
+    """Unsaved result: its folder, its name, and the key of its section (`section_key`)."""
 
     place: Path
     name: str
@@ -96,14 +96,14 @@ class KeptResult:
             provenance = dict(record["provenance"])
         except (BadFile, OSError, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{self.name} was kept in {self.place}, and is damaged ({error})") from error
-        if not is_fingerprint_of(self.section, section):
+        if self.section != section_key(section):
             raise StoreError(f"{self.name} was made from other spots than those of {section.name}")
         return StoredResult(self.place.name, self.place, rgba, affine, section, provenance, (rgba,))
 
 
 @dataclass(frozen=True)
 class KeptSession:
-    """Unsaved work of a session; ``sections`` by their fingerprints."""
+    """Unsaved work of a session; ``sections`` by their keys (`section_key`)."""
 
     folder: Path
     begun: datetime.datetime
@@ -139,6 +139,8 @@ class Session:
     sections: dict[str, KeptSection] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     """Names of the folders of results that were saved or deleted."""
+    closed: Path | None = None
+    """Its folder before `close`, where unsaved work stays."""
 
     @classmethod
     def take(cls, home: Path, kept: KeptSession) -> Session | None:
@@ -185,7 +187,7 @@ class Session:
 
     def note_edits(self, section: Section, source: SectionSource | None, edits: EditFile) -> None:
         """Write the unsaved edits of a section; none remove them."""
-        known = self.sections.get(fingerprint(section.whole))
+        known = self.sections.get(section_key(section))
         if (known is None and not edits.edits) or (known is not None and known.edits == edits):
             return
         key = self._note(section, source)
@@ -212,11 +214,23 @@ class Session:
             if not _read(folder):
                 _remove(folder)
         finally:
-            self.folder = self.lock = None
+            self.folder, self.lock, self.closed = None, None, folder
             lock.release()
 
+    def reopen(self) -> bool:
+        """Continue after `close`; return whether its work is still there, and no other viewer's."""
+        if self.folder is not None:
+            return True
+        folder, self.closed = self.closed, None
+        self.lock = _lock(folder) if folder is not None and (folder / FILE).exists() else None
+        if self.lock is None:
+            self.sections, self.gone = {}, set()
+            return False
+        self.folder = folder
+        return True
+
     def _note(self, section: Section, source: SectionSource | None) -> str:
-        key = fingerprint(section.whole)
+        key = section_key(section)
         before = self.sections.get(key)
         edits = EditFile() if before is None else before.edits
         known = source if source is not None or before is None else before.source

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from ..storage.fingerprint import of_ends
 from ..types import Section, SlideImage
 from .crops import level_factors
 from .geometry import Affine, compose, scaling, swap_axes
@@ -53,6 +54,25 @@ def fingerprint(section: Section) -> str:
     if section.expression.kind != "measured":  # the same grid may come with other tables
         text += f"\n{section.expression.kind} {section.expression.sha256}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def slide_mark(section: Section) -> str:
+    """Return a hash that tells slides without expression apart, whose grids of spots are equal where their sizes are; empty where it is not needed or known."""
+    image = section.image
+    if section.expression.kind != "none" or image is None or image.file is None:
+        return ""
+    return of_ends(image.file)
+
+
+def section_key(section: Section) -> str:
+    """Return a name for a section, with the spots that it excludes, among all that are worked on."""
+    return fingerprint(section.whole) + slide_mark(section)
+
+
+def is_same_section(one: Section, other: Section) -> bool:
+    """Return whether two are the same section, whatever spots they exclude and wherever they lie."""
+    marks = {slide_mark(one), slide_mark(other)} - {""}
+    return len(marks) < 2 and fingerprint(one.whole) == fingerprint(other.whole)
 
 
 def is_fingerprint_of(recorded: object, section: Section) -> bool:

@@ -452,6 +452,11 @@ _SAMPLES = {"breast": "sample_section", "colon": "sample_colon"}
 _DATA = Path(__file__).parent.parent / "data"
 
 
+def sample_folder(tissue: str = "breast") -> Path:
+    """Return the folder of a sample section."""
+    return _DATA / _SAMPLES[tissue]
+
+
 def open_sample_section(tissue: Literal["breast", "colon"] = "breast") -> Section:
     """Open a sample section that comes with the package: of breast, or of mouse colon. Everything in them is synthetic.
 
@@ -462,7 +467,7 @@ def open_sample_section(tissue: Literal["breast", "colon"] = "breast") -> Sectio
     """
     if tissue not in _SAMPLES:
         raise SectionError(f"there is no sample section of {tissue!r}; give one of {', '.join(_SAMPLES)}")
-    folder = _DATA / _SAMPLES[tissue]
+    folder = sample_folder(tissue)
     if not folder.is_dir():
         raise SectionError(f"the sample section is not at {folder}; install the package again")
     return open_section(folder)

@@ -23,7 +23,7 @@ from ..errors import SectionError, StoreError
 from ..files import BadFile, user_path
 from ..storage.atomic import drafting, hold, place_folder
 from ..types import Section, StoreElements
-from .elements import CHUNK, about, image_element, is_fingerprint_of, link_levels, section_elements
+from .elements import CHUNK, about, image_element, is_fingerprint_of, link_levels, section_elements, slide_mark
 from .identity import find_section, origin_of
 from .spatialdata_store import (
     OWN_TABLE,
@@ -209,6 +209,9 @@ def _place_in(path: Path, section: Section) -> tuple[StoreElements | None, set[s
         raise StoreError(str(error)) from error
     own = dict(sdata.attrs.get(SECTION_ATTRS) or {})
     elements = find_section(section, sdata)
+    known = dict(own.get("slide") or {}).get("sha256")
+    if known is not None and slide_mark(section) not in ("", known):
+        raise StoreError(f"{path} holds another slide than {section.name}; give a new path, or the store of this slide")
     from_here = section.store is not None and elements is not None and section.store.root.resolve() == path.resolve()
     if not is_fingerprint_of(own.get("fingerprint"), section) and not (elements if not own else from_here):
         raise StoreError(

@@ -111,6 +111,7 @@ class Acquisition:
     ) -> None:
         self.state = state
         self._load, self._open_section = load, open_section
+        self._start = start
         self._inspections, self._sizes = Lane(start), Lane(start)
         self._downloads, self._conversions = Series(start), Series(start)
 
@@ -121,6 +122,11 @@ class Acquisition:
 
         def arrived(place: Path) -> None:
             self.state.tell("info", f"{name} is on this computer: {place}")
+            if getattr(self.state.checkpoint, "lacking", {}):  # perhaps it was what the loaded checkpoint waited for
+                model = self.state.model
+                self._load_between_runs(
+                    model, f"{name} is on this computer: choose {Path(model.checkpoint).name} again"
+                )
 
         self._fetch(name, _downloading(name, folder), arrived)
 
@@ -173,9 +179,13 @@ class Acquisition:
 
     def _fetched(self) -> None:
         self.state.fetching = None
-        missing = getattr(self.state.checkpoint, "lacking", {})
-        if missing:  # perhaps it was what the loaded checkpoint waited for
-            self._load(self.state.model)
+
+    def _load_between_runs(self, choice: ModelChoice, otherwise: str) -> None:
+        """Load a checkpoint, which ends runs; where there are any, leave it to the user, and say so."""
+        if self.state.status.busy or self.state.queue:
+            self.state.tell("info", f"{otherwise} when the run has ended.")
+        else:
+            self._load(choice)
 
     # --- foreign checkpoints
 
@@ -195,12 +205,13 @@ class Acquisition:
         self._inspections.submit(_inspecting(path), Handlers(found, self.state.tell_error))
 
     def convert(self, intent: ConvertIntent) -> None:
-        """Convert a foreign checkpoint into the user's own checkpoints, and load it."""
+        """Convert a foreign checkpoint into the user's own checkpoints, and load it unless that would end a run."""
 
         def made(folder: Path) -> None:
             self.state.foreign = None
             self.state.tell("info", f"{folder.name} was converted; it is offered by its name from now on.")
-            self._load(replace(self.state.model, checkpoint=str(folder)))
+            choice = replace(self.state.model, checkpoint=str(folder))
+            self._load_between_runs(choice, f"{folder.name} is ready: choose it")
 
         def begun() -> None:
             self.state.converting = True
@@ -211,11 +222,12 @@ class Acquisition:
         self._conversions.submit(_converting(intent), Handlers(made, self.state.tell_error, ended), begun)
 
     def close(self) -> None:
-        """End all jobs."""
+        """End all jobs; new ones may follow."""
         self._inspections.abandon()
         self._sizes.abandon()
         for series in (self._downloads, self._conversions):
             series.close()
+        self._downloads, self._conversions = Series(self._start), Series(self._start)  # the dock may be opened again
         self.state.fetching, self.state.converting = None, False
 
 

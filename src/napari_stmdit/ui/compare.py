@@ -372,6 +372,9 @@ class Comparing:
         if viewer is None or view is None or view.slide is None or missing or right is None:
             self.state.tell("warning", NOTHING)
             return
+        if fault := self._results.elsewhere(right, left):
+            self.state.tell("warning", fault)
+            return
         if upper is lower:
             self.state.tell("warning", "Choose two different results to compare.")
             return

@@ -93,6 +93,8 @@ class Hand:
         self._on_click, self._on_ring, self._on_stroke, self._on_double = on_click, on_ring, on_stroke, on_double
         self._drawing = False
         self._resting = False
+        self.holding = False
+        """Whether a drag of ours is under way: the view stays where it is until the button is released."""
         viewer.mouse_drag_callbacks.append(self.drag)
         self._zooms = list(viewer.mouse_double_click_callbacks)  # napari's own, which stay beside the spots
         viewer.mouse_double_click_callbacks[:] = [self.double_click]
@@ -130,11 +132,16 @@ class Hand:
             yield from self._ring(viewer, event, spots)
 
     def double_click(self, viewer: Any, event: Any) -> None:
-        """Handle a double click; a callback of the viewer. Beside the spots it is left to napari."""
+        """Handle a double click; a callback of the viewer. Beside the spots it is left to napari, and for the brush it is a second dab."""
         spots = self._spots()
-        free = self.tool == "click" and spots is not None and viewer.dims.ndisplay == 2 and not event.modifiers
-        if free and self._on_double(_in_data(spots, event.position)):
-            return
+        if spots is not None and viewer.dims.ndisplay == 2:
+            place = _in_data(spots, event.position)
+            if self.tool == "brush":
+                if self._on_stroke("begin", place, _erases(event)):
+                    self._on_stroke("end", place, _erases(event))
+                return
+            if self.tool != "click" or (not event.modifiers and self._on_double(place)):
+                return
         for zoom in self._zooms:
             zoom(viewer, event)
 
@@ -151,10 +158,10 @@ class Hand:
             self._on_click(_in_data(spots, event.position), how)
 
     def _stroke(self, viewer: Any, event: Any, spots: Any) -> Iterator[None]:
-        erase = any(str(getattr(m, "name", m)) == "Alt" for m in event.modifiers)
+        erase = _erases(event)
         if not self._on_stroke("begin", _in_data(spots, event.position), erase):
             return
-        with held(viewer, event):
+        with self._held(viewer, event):
             yield
             while event.type == "mouse_move":
                 self._on_stroke("move", _in_data(spots, event.position), erase)
@@ -165,7 +172,7 @@ class Hand:
         how, box = combine_of(event.modifiers, click=False), self.tool == "rectangle"
         line, world = [_on_canvas(event)], [np.asarray(event.position, dtype=float)[-2:]]
         self._drawing = True
-        with held(viewer, event):
+        with self._held(viewer, event):
             yield
             while event.type == "mouse_move":
                 if self._drawing and np.abs(np.subtract(_on_canvas(event), line[-1])).max() >= STEP_PX:
@@ -186,10 +193,23 @@ class Hand:
         # world first: the data coordinates of two layers are never compared
         self._on_ring(np.array([_in_data(spots, place) for place in world]), how)
 
+    @contextmanager
+    def _held(self, viewer: Any, event: Any) -> Iterator[None]:
+        self.holding = True
+        try:
+            with held(viewer, event):
+                yield
+        finally:
+            self.holding = False
+
     def _rest(self, viewer: Any) -> Iterator[None]:
         self._resting = True
         yield
         self._resting = False
+
+
+def _erases(event: Any) -> bool:
+    return any(str(getattr(m, "name", m)) == "Alt" for m in event.modifiers)
 
 
 def _on_canvas(event: Any) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from ..synthesis.requests import EditFile, used_by
 from ..synthesis.result import Result
 from ..synthesis.sessions import KeptSection, KeptSession, Session, discard, find_sessions
 from ..text import counted
-from ..tissue.elements import fingerprint
+from ..tissue.elements import section_key
 from ..tissue.open import SectionSource
 from ..types import Section
 from . import jobs, layers
@@ -59,22 +59,29 @@ class Keeping:
         self._source: tuple[Section, SectionSource | None] | None = None
 
     def begin(self, home: Path) -> None:
-        """Start saving into a folder of user data, and look for earlier sessions there."""
-        if self._own is not None:
+        """Start saving into a folder of user data, also again after `close`, and look for earlier sessions there."""
+        if self._own is None:
+            self._own = Session(home)
+            self._known = {entry.number for entry in self.state.results}
+            events = self.state.events
+            events.results.connect(self._results_changed, max_args=0)
+            events.request.connect(self._edits_changed, max_args=0)
+            self._results.deleted = lambda number: self._forget([number])
+        elif not self._closed:
             return
-        self._own = Session(home)
-        self.state.keeps = True
-        self._known = {entry.number for entry in self.state.results}
-        events = self.state.events
-        events.results.connect(self._results_changed, max_args=0)
-        events.request.connect(self._edits_changed, max_args=0)
-        self._results.deleted = lambda number: self._forget([number])
+        self._closed, self.state.keeps = False, True
+        sessions = [self._own, *self._taken]
 
         def look() -> Callable[[], None]:
+            for session in sessions:  # first: what is in the list already is not offered
+                if not session.reopen():
+                    self._places = {n: place for n, place in self._places.items() if place[0] is not session}
             found = find_sessions(home)
             return lambda: setattr(self.state, "kept", found)
 
         self._do(look)
+        self._results_changed()  # while it was closed
+        self._edits_changed()
 
     def opened(self, section: Section, source: SectionSource | None) -> None:
         """Record how a section was opened."""
@@ -83,6 +90,8 @@ class Keeping:
     # --- what is kept
 
     def _results_changed(self) -> None:
+        if self._closed:
+            return
         for entry in self.state.results:
             if entry.number not in self._known and entry.saved is None and entry.result is not None:
                 self._do(partial(self._keep, entry.number, entry.result, entry.name, self._source_of(entry.section)))
@@ -116,7 +125,7 @@ class Keeping:
         self._do(forget)
 
     def _edits_changed(self) -> None:
-        if self.state.section is not None and not self._edits_wait:
+        if self.state.section is not None and not self._edits_wait and not self._closed:
             self._edits_wait = True
             self._do(self._note_edits)
 
@@ -174,11 +183,11 @@ class Keeping:
     def section_shown(self) -> bool:
         """Restore what waits for the section that is open; return whether something did."""
         section = self.state.section
-        found = None if section is None else self._pending.pop(fingerprint(section.whole), None)
+        found = None if section is None else self._pending.pop(section_key(section), None)
         if section is None or found is None:
             return False
         session, kept = found
-        key = fingerprint(section.whole)
+        key = section_key(section)
 
         def read() -> Callable[[], None]:
             read, faults = [], []

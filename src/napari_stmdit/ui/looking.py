@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ class Looking:
         self._results = results
         self._before: tuple[Any, float] | None = None
         self._known: frozenset[int] = frozenset()
+        self.drawing: Callable[[], bool] = lambda: False
+        """Whether the user is drawing: nothing moves under the hand."""
         state.events.results.connect(self._results_changed, max_args=0)
         state.events.chosen_result.connect(self._raise, max_args=0)
 
@@ -102,7 +105,8 @@ class Looking:
         """Zoom to a new result made here, where it is small in the view or outside it."""
         known, self._known = self._known, frozenset(entry.number for entry in self.state.results)
         for entry in self.state.results:
-            if entry.number not in known and entry.result is not None and not self._is_seen(entry):
+            new = entry.number not in known and entry.result is not None
+            if new and not self.drawing() and not self._is_seen(entry):
                 self.go(entry.number)
 
     def _is_seen(self, entry: ResultEntry) -> bool:
@@ -254,6 +258,7 @@ class Changes:
             return
         if not np.isfinite(levels[0]).any():
             self._tell("info", f"Nothing differs from the slide in {entry.name}.")
+        self._results.placing()
         data = layers.change_layer(levels, limit_of(levels[-1]), below, entry.section, entry.number)
         layer = layers.insert(viewer, data, above=below)
         layer.colorbar.visible = True

@@ -512,6 +512,7 @@ class Painting:
         view = self._view()
         if view is not None:
             view.recolour(self.edited(), whole=True)
+            self.state.colour_scale = view.scale
             self._redraw()
 
     def _note_undoable(self) -> None:

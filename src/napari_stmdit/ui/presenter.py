@@ -99,7 +99,10 @@ class Presenter:
         """Mode to compare an edit with its baseline in; the dock sets the user's preference."""
         self.ask: Ask = unasked
         """Callback that asks before a section is replaced; the dock replaces it by a question."""
+        self.after_removal: Callable[[Callable[[], None]], None] = lambda do: None
+        """Callback that does something once napari has removed all it is removing; the dock replaces it by a timer."""
         self.hand = Hand(viewer, self._spots_layer, self.click, self.ring, self.stroke, self.run_at)
+        self.looking.drawing = lambda: self.hand.holding
         self._limits: dict[tuple[str | None, ...], tuple[float, float]] = {}
         self._lanes = {
             name: Lane(start) for name in ("section", "model", "stored", "spot", "link", "example", "ahead", "outlines")
@@ -108,6 +111,7 @@ class Presenter:
         self._unsaved: list[str] = []
         self._titles: dict[str, str] = {}
         self._unlinked: Section | None = None
+        self._left: SectionView | None = None
         self.state.events.status.connect(self._link, max_args=0)
         self.close_ups.follow(viewer, lambda: self.view)
         camera_of(viewer).events.zoom.connect(self._zoomed)
@@ -126,7 +130,7 @@ class Presenter:
                 self.show(section)
                 return
 
-    def open(self, source: SectionSource | None) -> None:
+    def open(self, source: SectionSource | None, stay: Callable[[], None] = lambda: None) -> None:
         """Open a section, or the bundled sample where ``source`` is None, off the GUI thread; ask first if that ends or puts away something."""
         job = jobs.opening(source)
 
@@ -142,7 +146,7 @@ class Presenter:
             self.state.scale_asked = ""
             self._submit("section", job, opened, failed)
 
-        self._replace(None if source is None else Path(source.path), begin)
+        self._replace(None if source is None else Path(source.path), begin, stay)
 
     def _correct(self, section: Section, said: str) -> None:
         """Show the open section with what the user corrected."""
@@ -182,7 +186,9 @@ class Presenter:
             go_on()
 
     def _open_example(self, choice: ModelChoice | None) -> None:
-        self.open(None)  # first, so that it is drawn while the checkpoint, whose imports take longer, is loaded
+        self.open(
+            None, self.example.give_up
+        )  # first, so that it is drawn while the checkpoint, whose imports take longer, is loaded
         if choice is not None:
             self.load_model(choice)
 
@@ -191,6 +197,7 @@ class Presenter:
         viewer = self._viewer()
         if viewer is None or (self.view is not None and self.view.section is section):
             return
+        self._remove_left()
         view, before = self.view, self.state.section
         again = before is not None and before.path is not None and before.path == section.path
         selected = self.state.selected if again else ()
@@ -395,11 +402,12 @@ class Presenter:
         else:
             self.painting.move_stroke(yx)
             self.painting.end_stroke()
-            self.state.colour_scale = self.view.scale
         return True
 
     def use_tool(self, tool: Tool) -> None:
-        """Set the tool: click, lasso or brush, whatever layer is active."""
+        """Set the tool: click, lasso or brush, whatever layer is active. An unfinished stroke ends."""
+        if tool != self.state.tool:
+            self.painting.end_stroke()
         self.state.tool = "click" if self.view is None else tool
         viewer = self._viewer()
         if viewer is not None:
@@ -412,13 +420,31 @@ class Presenter:
 
     def _spots_removed(self) -> None:
         """Close a section whose spots the user removed; its edits and names are kept for its return."""
-        section = self.state.section
+        view, section = self.view, self.state.section
         self.close_section()
+        if view is not None:
+            for layer in (view.slide, view.outlines):
+                if layer is not None:
+                    layer.visible = False
+            for entry in self.state.results:
+                self.results.show(entry.number, False)
+            self._left = view  # napari may be removing many layers, and fails where one of them is gone already
+            self.after_removal(self._remove_left)
         if section is not None:
             self.painting.section_changed(section, None)
             self.choosing.section_changed(section, None)
             text = "was closed, as its layer of spots was removed. Open it again, and its edits and named selections are back."
             self.state.tell("info", f"{section.name} {text}")
+
+    def _remove_left(self) -> None:
+        """Remove the other layers of a section whose spots the user removed, and the results that its store holds."""
+        view, self._left = self._left, None
+        if view is None:
+            return
+        view.remove()
+        for entry in self.state.results:
+            if entry.section is view.section and entry.stored is not None and entry.saved is not None:
+                self.results.delete(entry.number)  # its store is read again
 
     def _zoomed(self, event: Any = None) -> None:
         viewer = self._viewer()
@@ -525,6 +551,8 @@ class Presenter:
 
     def _compare_edited(self, number: int) -> None:
         """Compare edited tissue with the slide, in the mode that is on, else in the preferred one."""
+        if self.hand.holding:  # the tissue would move under the brush
+            return
         comparison = self.state.comparison
         self.compare.start(self.baseline_mode if comparison is None else comparison.mode, number)
 

@@ -18,6 +18,7 @@ from ..synthesis.result import ExportKind, Result, spots_of
 from ..synthesis.stored import StoredResult, StoredResults
 from ..synthesis.variants import noise_key
 from ..tissue.crops import read_patches
+from ..tissue.elements import is_same_section
 from ..tissue.geometry import apply, mean_scale
 from ..types import Section
 from . import jobs, layers
@@ -213,6 +214,18 @@ class ResultList:
     def entry(self, number: int | None) -> ResultEntry | None:
         """Return a result of the list, or None."""
         return next((e for e in self.state.results if e.number == number), None)
+
+    def elsewhere(self, *numbers: int | None) -> str:
+        """Return a sentence where one of these results is of another section than the open one, or of other positions of its spots."""
+        here = self.state.section
+        for entry in map(self.entry, numbers):
+            if entry is None or here is None or entry.section is here:
+                continue
+            if (entry.section.path or entry.section.name) != (here.path or here.name) or not is_same_section(
+                entry.section, here
+            ):
+                return f"{entry.name} is of {entry.section.name}, which is not open as it was then; open that section first."
+        return ""
 
     def removed(self, layer: Any) -> int | None:
         """Handle the removal of a layer; return the number of its result, if any."""

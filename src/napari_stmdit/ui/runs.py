@@ -28,6 +28,7 @@ from ..tissue.elements import halved_rgba
 from ..tissue.images import MIN_LEVEL_PX
 from ..types import PatchResult, Plan, Section
 from . import jobs, layers
+from .compare import grid_of
 from .jobs import Handlers, Lane, Start
 from .layers import KEY, MAX_SINGLE_PX, LayerTuple, result_layer, result_words
 from .results import ResultList
@@ -103,6 +104,8 @@ class LivePreview:
         if viewer is None:
             return
         if self._layer is None or self._layer not in viewer.layers:
+            if grid_of(viewer).enabled:  # it would take a cell of it
+                return
             below = [x for x in viewer.layers if layers.role_of(x) in ("slide", "result")]
             data = layers.preview_layer(patch, plan.frame, section)
             self._layer = layers.insert(viewer, data, above=below[-1] if below else None)
@@ -355,6 +358,7 @@ class RunCycle:
                 state.status = RunStatus.FAILED
             text = " ".join(dict.fromkeys(state.faults.values()))
             state.tell("error", f"This cannot be run: {text}")
+            self.preview()  # the form has faults of its own, if any
             return False
         title = f"{counted(len(plan), 'patch', 'patches')}, seed {request.seed}" + {1: ", 1 edit", 0: ""}.get(
             len(request.edits), f", {len(request.edits)} edits"
@@ -369,12 +373,18 @@ class RunCycle:
         if entry is not None and entry.counterfactual:
             self.state.tell("warning", f"The baseline of {entry.name} is the slide; compare it with that.")
             return False
+        if fault := self._results.elsewhere(number):
+            self.state.tell("warning", fault)
+            return False
         return entry is not None and self.submit(baseline_of(entry.request), then)
 
     def run_again(self, number: int) -> bool:
         """Run a result's request again, to the same pixels; return whether it could be planned."""
         entry = self._results.entry(number)
         if entry is None:
+            return False
+        if fault := self._results.elsewhere(number):
+            self.state.tell("warning", fault)
             return False
         model = self.state.checkpoint
         before = dict(entry.provenance.get("checkpoint") or {})

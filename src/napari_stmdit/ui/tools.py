@@ -26,6 +26,7 @@ from ..synthesis.result import Result
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import DOSES, GRID, Variant, dose_strip, guidance_grid
 from ..text import capitalised
+from ..tissue.open import sample_folder
 from ..types import Section
 from . import jobs
 from .jobs import Handlers, Job, Lane, Start, failing, once
@@ -453,26 +454,36 @@ class Example:
         self.state = state
         self._submit, self._painting, self._runs, self._begin = submit, painting, runs, begin
         self._wanted = False
+        self._before: Section | None = None
         state.events.busy.connect(self._go_on, max_args=0)
 
     def show(self) -> None:
         """Open the bundled section, paint one edit, and show this tissue before and after."""
         model = self.state.checkpoint
         fits = model is not None and set(model.profiles or {}) >= PROFILES
+        self._wanted, self._before = True, self.state.section
         self._begin(None if fits else ModelChoice(device=self.state.model.device))
-        self._wanted = True
         self._go_on()
+
+    def give_up(self) -> None:
+        """Forget it: the user keeps the open section."""
+        self._wanted, self._before = False, None
 
     def _go_on(self) -> None:
         section, model = self.state.section, self.state.checkpoint
-        if not self._wanted or self.state.busy or section is None or model is None:
+        if not self._wanted or section is None or section is self._before:
             return
-        self._wanted = False
-        self._submit("example", painting_example(section, model), self._paint)
+        if section.path != sample_folder():  # the user went elsewhere meanwhile
+            self.give_up()
+        elif not self.state.busy and model is not None:
+            self.give_up()
+            self._submit("example", painting_example(section, model), partial(self._paint, section))
 
-    def _paint(self, found: tuple[Towards, float]) -> None:
+    def _paint(self, section: Section, found: tuple[Towards, float]) -> None:
         edit, scale = found
         state = self.state
+        if state.section is not section:
+            return
         update = {"edits": (edit,), "edit_scale": scale, "counterfactual": "on", "mode": "spots"}
         state.request = state.request.model_copy(update=update)
         self._painting.choose(0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import QEvent, QObject, QSize, Qt
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QApplication, QFrame, QScrollArea, QWidget
 
@@ -94,7 +94,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         super().__init__()
         viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self.presenter: Presenter = presenter_of(viewer, worker.start)
-        self._viewer = weakref.ref(viewer)
+        self._viewer, self._docked = weakref.ref(viewer), False
         self.section, self.colour, self.select = SectionPanel(), ColourPanel(), SelectPanel()
         self.edits, self.model, self.synthesize = EditsPanel(), ModelPanel(), SynthesizePanel()
         self.results, self.compare, self.spot = ResultsPanel(), ComparePanel(), SpotPanel()
@@ -114,6 +114,7 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
         self._use_keys(viewer)
         self._use_theme()
         viewer.events.theme.connect(self._use_theme)
+        connections.add(partial(viewer.events.theme.disconnect, self._use_theme))
         # it must not hold the widget, which is being destroyed when it is called
         self.destroyed.connect(lambda: connections.close())
         self.presenter.adopt()
@@ -134,6 +135,17 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             self.connections.add(partial(_put_away, overlay))
             self.connections.add(overlay.bind(self.presenter, self._viewer()).close)
             self.presenter.prepare()
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Go once napari has taken this out of its dock: it would live on, as its presenter knows it."""
+        super().changeEvent(event)
+        if event.type() != QEvent.Type.ParentChange:
+            return
+        if self.parentWidget() is not None:
+            self._docked = True
+        elif self._docked:
+            self.connections.close()
+            self.deleteLater()
 
     def sizeHint(self) -> QSize:
         """Return the initial size of the dock."""
@@ -243,7 +255,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
             self.made.setVisible(bool(state.results))
             self.nothing.setVisible(not state.results)
             new, known = len(state.results) > known, len(state.results)
-            if new and state.results[-1].result is not None:  # made here, not read back
+            # made here, not read back; and not while a stroke is drawn, whose page this is
+            if new and state.results[-1].result is not None and not self.presenter.hand.holding:
                 self.show_step("see")
 
         def show_brush() -> None:
@@ -256,6 +269,8 @@ class Workbench(QWidget):  # type: ignore[misc,unused-ignore]
 
         self.presenter.ask = lambda *asked: ask_to_replace(self.window(), *asked)
         self.connections.add(partial(setattr, self.presenter, "ask", unasked))
+        self.presenter.after_removal = partial(QTimer.singleShot, 0)
+        self.connections.add(partial(setattr, self.presenter, "after_removal", lambda do: None))
         for one in (self.section.details, self.section.another):
             one.clicked.connect(lambda: self.scroll.verticalScrollBar().setValue(0))  # what it shows lies at the top
         self.section.others.clicked.connect(lambda: self.reveal(self.model.checkpoint))

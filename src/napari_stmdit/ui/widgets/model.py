@@ -138,7 +138,7 @@ class ConvertPanel(QWidget):  # type: ignore[misc,unused-ignore]
 LACKING_ADVICE = (
     "Get what is missing under 'Get checkpoints and encoders', or use embeddings that were computed elsewhere:"
 )
-CPU_NOTICE = "Runs on the CPU. A GPU is many times faster."
+CPU_NOTICE = "Runs on the CPU."
 
 
 class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
@@ -194,7 +194,6 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
                 self.downloads_fold,
             )
         )
-        self.offer_checkpoints([entry.name for entry in list_checkpoints()])
         self.offer_devices(())
         self.show_model(None, "")
 
@@ -207,11 +206,16 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
             device = "" if model is None else str(model.provenance.get("device", ""))
             self.show_model(None if model is None else model.card, device, getattr(model, "lacking", None))
 
+        def offer_converted() -> None:
+            if not state.converting:
+                self.offer_checkpoints([entry.name for entry in list_checkpoints()])
+
         self.valueChanged.connect(presenter.load_model)
         self.unload.clicked.connect(lambda: presenter.unload_model())
         self.pathChosen.connect(presenter.acquisition.choose)
         connections = connect_state(
             state.events,
+            ("converting", offer_converted),
             ("devices", lambda: self.offer_devices(state.devices)),
             ("model", lambda: self.setValue(state.model)),
             ("checkpoint", show_model),
@@ -248,7 +252,7 @@ class ModelPanel(QWidget):  # type: ignore[misc,unused-ignore]
     def offer_checkpoints(self, names: Sequence[str]) -> None:
         """Offer the checkpoints that can be loaded by name."""
         for name in names:
-            if self.checkpoint.findData(name) < 0:
+            if self.checkpoint.findText(name) < 0:  # not twice where its folder was loaded
                 self.checkpoint.addItem(name, name)
 
     def offer_devices(self, devices: Sequence[tuple[str, str]]) -> None:
