@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 from qtpy.QtCore import QEvent, Qt, QThreadPool
+from qtpy.QtTest import QTest
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QApplication,
@@ -297,6 +298,45 @@ def test_the_dock_may_be_closed_and_opened_again(viewer, opened):  # noqa: F811
     assert again.state.section is section
     again.presenter.select_all()
     assert "30 of 30" in again.select.count.text()
+
+
+def close_dock(widget):
+    """Close a dock by its own button, and let Qt delete what is to be deleted."""
+    QTest.mouseClick(widget.parentWidget().title.close_button, Qt.MouseButton.LeftButton)
+    settle(lambda: False, 0.1)
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    settle(lambda: False, 0.1)
+
+
+def test_a_dock_that_was_closed_by_its_button_does_nothing_more(viewer, opened):  # noqa: F811
+    presenter, events, deleted = opened.presenter, opened.state.events, []
+
+    def slots():
+        return [len(getattr(events, name)) for name in ("request", "results", "comparison", "selected")]
+
+    before = slots()
+    for _ in range(2):
+        opened.destroyed.connect(lambda: deleted.append(True))
+        close_dock(opened)
+        assert deleted.pop() and not opened.connections
+        opened = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1]
+        assert opened.presenter is presenter and opened.state.section is not None
+        assert settle(lambda: slots() == before, 5), slots()  # some are bound when it is shown
+    viewer.theme = "light"
+    presenter.select_all()
+    assert "30 of 30" in opened.select.count.text()
+
+
+def test_a_hidden_dock_stays_as_it_is(viewer, opened):  # noqa: F811
+    dock = opened.parentWidget()
+    dock.title.hide_button.click()
+    settle(lambda: False, 0.1)
+    dock.setFloating(True)
+    dock.show()
+    settle(lambda: False, 0.1)
+    assert opened.connections and opened.isVisible()
+    opened.presenter.select_all()
+    assert "30 of 30" in opened.select.count.text()
 
 
 def test_a_real_section_and_the_bundled_checkpoint(viewer, workbench, shared_data):  # noqa: F811

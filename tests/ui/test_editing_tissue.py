@@ -357,3 +357,15 @@ def test_a_layer_that_comes_later_takes_no_cell_of_a_comparison(presenter, viewe
     assert presenter.state.comparison is None and not viewer.grid.enabled
     preview.show(patch, entry.result.plan, tiny_section)
     assert [layers.role_of(layer) for layer in viewer.layers].count("preview") == 1
+
+
+def test_live_comes_back_after_a_run_of_other_spots(presenter):
+    presenter.state.live = True
+    words = presenter.state.live_text
+    assert words.startswith("Live preview of 2 spots")
+    presenter.select(presenter.state.section.spots.ids[:1].tolist())
+    run(presenter)
+    assert presenter.state.live_text == words and len(presenter.live.spots) == 2
+    presenter.select(presenter.state.section.spots.ids[10:17].tolist())
+    run(presenter)
+    assert not presenter.state.live_text and not presenter.live.spots  # the result is there

@@ -94,6 +94,18 @@ def test_a_closed_desk_downloads_no_more(monkeypatch):
     assert len(by_hand.open) == 1 and not told
 
 
+def test_a_closed_desk_may_be_opened_again(monkeypatch):
+    by_hand, told = ByHand(), []
+    monkeypatch.setattr(checkpoints, "_downloading", lambda name, folder: job(name, Fetching(name, 0.5), f"/{name}"))
+    desk = checkpoints.Acquisition(WorkbenchState(), by_hand, lambda choice: None, lambda source: None)
+    desk.state.events.message.connect(lambda message: told.append(message.text))
+    desk.download("one")
+    desk.close()
+    desk.download("two")
+    by_hand.finish_all()
+    assert told == ["two is on this computer: /two"] and desk.state.fetching is None
+
+
 def test_the_viewers_lanes_hold_nothing_that_leaves_something_behind():
     assert set(Presenter(ViewerModel(), ByHand())._lanes) == {
         "section",

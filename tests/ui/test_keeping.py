@@ -73,6 +73,38 @@ def test_results_and_edits_come_back_as_unsaved_as_they_were(start, tiny_folder,
     assert not any((tmp_path / "home" / "sessions").iterdir())
 
 
+def test_a_dock_that_is_opened_again_keeps_on(start, tiny_folder, tmp_path):
+    """Its viewer, and the results in it, live on meanwhile."""
+    first = start()
+    old = work(first, tiny_folder)
+    first.close()
+    first.state.request = first.state.request.model_copy(update={"edits": ()})
+    meanwhile = work(first, tiny_folder, edits=())
+    first.keeping.begin(tmp_path / "home")
+    assert first.state.kept == ()  # they are in the list already
+    new = work(first, tiny_folder, edits=(EDIT.model_copy(update={"factor": 7}),))
+    first.results.save(old.number, str(tmp_path / "saved.zarr"))
+    crash(first)
+    (kept,) = start().state.kept
+    assert {one.name for one in kept.results} == {meanwhile.name, new.name}
+    (section,) = kept.sections.values()
+    assert [edit.factor for edit in section.edits.edits] == [7]
+
+
+def test_a_dock_whose_session_another_viewer_took_begins_a_new_one(start, tiny_folder, tmp_path):
+    first = start()
+    old = work(first, tiny_folder, edits=())
+    first.close()
+    second = start()
+    second.keeping.restore(second.state.kept[0])
+    first.keeping.begin(tmp_path / "home")
+    first.results.delete(old.number)
+    new = work(first, tiny_folder, edits=(EDIT,))
+    crash(first)
+    crash(second)
+    assert {one.name for kept in start().state.kept for one in kept.results} == {old.name, new.name}
+
+
 def test_what_is_discarded_or_deleted_does_not_come_back(start, tiny_folder, tmp_path):
     first = start()
     work(first, tiny_folder)

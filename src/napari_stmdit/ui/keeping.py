@@ -55,7 +55,7 @@ class Keeping:
         self._busy = self._closed = self._edits_wait = False
         self._known: set[int] = set()
         self._places: dict[int, tuple[Session, Path]] = {}
-        self._pending: dict[str, tuple[Session, KeptSession]] = {}
+        self._pending: dict[str, list[tuple[Session, KeptSession]]] = {}
         self._source: tuple[Section, SectionSource | None] | None = None
 
     def begin(self, home: Path) -> None:
@@ -152,12 +152,16 @@ class Keeping:
 
     def restore(self, kept: KeptSession) -> None:
         """Restore a session: its section is opened if needed, its results are unsaved again."""
+        if self.state.opening:  # another section would take the place of the one that is awaited
+            self.state.tell("info", "A section is being opened: press Restore again when it is there.")
+            return
         self._take_from_offer(kept)
         if self._own is None or (session := Session.take(self._own.home, kept)) is None:
             self.state.tell("warning", "These results belong to another viewer now; close that first.")
             return
         self._taken.append(session)
-        self._pending |= dict.fromkeys(kept.sections, (session, kept))
+        for key in kept.sections:
+            self._pending.setdefault(key, []).append((session, kept))
         if self.section_shown():
             return
         sources = [one.source for one in kept.sections.values() if one.source is not None]
@@ -183,12 +187,15 @@ class Keeping:
     def section_shown(self) -> bool:
         """Restore what waits for the section that is open; return whether something did."""
         section = self.state.section
-        found = None if section is None else self._pending.pop(section_key(section), None)
-        if section is None or found is None:
+        if section is None:
             return False
-        session, kept = found
         key = section_key(section)
+        found = self._pending.pop(key, [])
+        for session, kept in found:
+            self._read(section, key, session, kept)
+        return bool(found)
 
+    def _read(self, section: Section, key: str, session: Session, kept: KeptSession) -> None:
         def read() -> Callable[[], None]:
             read, faults = [], []
             for one in kept.results:
@@ -200,7 +207,6 @@ class Keeping:
             return partial(self._bring, section, session, kept.sections[key], read, faults)
 
         self._do(read)
-        return True
 
     def _bring(
         self, section: Section, session: Session, kept: KeptSection, read: Sequence[Any], faults: Sequence[str]

@@ -68,6 +68,7 @@ class Live:
         self._layer: Any = None
         self.spots: frozenset[str] = frozenset()
         """Spots in the picture."""
+        self._before_run: frozenset[str] = frozenset()
         self._redraw = redraw
         for signal in (state.events.request, state.events.live):
             signal.connect(self.follow, max_args=0)
@@ -120,20 +121,25 @@ class Live:
         self.follow()
 
     def _run_begins_or_ends(self) -> None:
-        """Pause during a run; after one that ended well its result replaces the picture."""
+        """Pause during a run; after one that made the same edits of these spots its result replaces the picture."""
         status = self.state.status
         if not self.state.live:
             return
         if status.busy:
+            self._before_run = self._before_run | self.spots
             self._wanted = None
             self._lane.cancel()
             return
-        self._asked = None  # else an unchanged request would not be shown again after a run that failed
-        if status is RunStatus.DONE:
+        self._asked = None  # else an unchanged request would not be shown again
+        shown, self._before_run = self._before_run, frozenset()
+        made = self.state.results[-1] if status is RunStatus.DONE and self.state.results else None
+        if made is not None and made.request.edits == self._request().edits and shown <= set(made.spots):
             self.clear()
             self.state.live_text = ""
             self._asked = self._request()
         else:
+            if self._layer is None:  # the run's first patches took it away; the tissue would not draw again what it drew
+                self._tissue = None
             self.follow()
 
     def _run_goes_on(self, progress: Progress | None) -> None:

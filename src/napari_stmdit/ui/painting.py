@@ -363,12 +363,14 @@ class Painting:
             self._drawn_at = time.perf_counter()
             self.stroked()
 
-    def end_stroke(self) -> None:
-        """End the stroke, as one step."""
+    def end_stroke(self, yx: NDArray[Any] | None = None) -> None:
+        """End the stroke, at a place if one is given, as one step."""
         if self._stroke is None:
             return
         number, stroke = self._stroke
         self._stroke = None
+        if yx is not None:
+            stroke.to(yx)
         weights = stroke.weights()
         edit = self.edits[number]
         begun = len(self.edits) > len(self._history.value.edits)

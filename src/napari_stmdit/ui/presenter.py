@@ -400,8 +400,7 @@ class Presenter:
         elif kind == "move":
             self.painting.move_stroke(yx)
         else:
-            self.painting.move_stroke(yx)
-            self.painting.end_stroke()
+            self.painting.end_stroke(yx)
         return True
 
     def use_tool(self, tool: Tool) -> None:

@@ -535,6 +535,7 @@ class SectionPanel(QWidget):  # type: ignore[misc,unused-ignore]
         if self._stated_for and path != self._stated_for:
             self._stated_for = ""
             self.mpp.clear()  # what was stated for one section must not be taken for the next
+            self.fullres.clear()
             self.factors.clear()
             self.slide.table.clear()
         self.slide_options.setVisible(is_slide(path))

@@ -136,9 +136,12 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
             if self.category.isVisibleTo(self):
                 choosing.by_category(state.colouring.obs or "", self.category.currentText(), state.combine)
             else:
-                low, high = self.low.text(), self.high.text()
-                limits = float(low) if low else -math.inf, float(high) if high else math.inf
-                choosing.by_values(state.colouring, *limits, state.combine)
+                try:
+                    limits = _number(self.low, -math.inf), _number(self.high, math.inf)
+                except ValueError as error:
+                    state.tell("warning", str(error))
+                else:
+                    choosing.by_values(state.colouring, *limits, state.combine)
 
         def show_count() -> None:
             self.show_count(len(state.selected), None if state.section is None else len(state.section.spots))
@@ -219,6 +222,15 @@ class SelectPanel(QWidget):  # type: ignore[misc,unused-ignore]
         field.setPlaceholderText(hint)
         field.setMinimumWidth(40)
         return named(field, tip, f"{tip} of the spots to select; empty for no limit")
+
+
+def _number(field: QLineEdit, empty: float) -> float:
+    """Return the number in a field; raises ValueError, in words, where there is none."""
+    text = field.text().strip().replace(",", ".")
+    try:
+        return float(text) if text else empty
+    except ValueError:
+        raise ValueError(f"'{field.text()}' is not a number; write the limit as 0.5, or leave it empty.") from None
 
 
 SHOWN = 100
