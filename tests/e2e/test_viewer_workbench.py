@@ -339,6 +339,35 @@ def test_a_hidden_dock_stays_as_it_is(viewer, opened):  # noqa: F811
     assert "30 of 30" in opened.select.count.text()
 
 
+def test_limits_of_values_take_a_comma_and_what_is_no_number_is_said(opened):
+    panel, state = opened.select, opened.state
+    opened.presenter.colour(Colouring(gene="ERBB2"))
+    panel.colour_fold.unfold()
+    counts = {}
+    for text in ("0.5", "0,5", "-", "1e"):
+        panel.low.setFocus()
+        panel.low.clear()
+        QTest.keyClicks(panel.low, text)
+        QTest.mouseClick(panel.choose, Qt.MouseButton.LeftButton)
+        counts[text] = len(state.selected)
+        if text in ("-", "1e"):
+            assert state.message.kind == "warning" and f"'{text}' is not a number" in state.message.text
+        else:
+            assert "from 0.5 to" in state.message.text
+    assert len(set(counts.values())) == 1
+
+
+def test_a_slide_image_is_not_taken_for_the_next_section(opened, tmp_path):
+    panel = opened.section
+    panel.path.setText(str(tmp_path / "nowhere"))
+    panel.fullres.setText("slide.png")
+    panel.open_button.click()
+    assert settle(lambda: opened.state.message.kind == "error" and not opened.state.busy)
+    assert panel.fullres.text() == "slide.png"  # to be tried again
+    panel.path.setText(str(tmp_path / "another"))
+    assert not panel.fullres.text() and panel.value().fullres is None
+
+
 def test_a_real_section_and_the_bundled_checkpoint(viewer, workbench, shared_data):  # noqa: F811
     """The main job: open C3, draw a lasso around some ten spots, run; the layer lies on the spots."""
     presenter, state = workbench.presenter, workbench.state

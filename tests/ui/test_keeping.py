@@ -105,6 +105,32 @@ def test_a_dock_whose_session_another_viewer_took_begins_a_new_one(start, tiny_f
     assert {one.name for kept in start().state.kept for one in kept.results} == {old.name, new.name}
 
 
+def test_two_sessions_of_one_section_come_back_together(start, tiny_folder):
+    for _ in range(2):
+        work(viewer := start(), tiny_folder, edits=())
+        crash(viewer)
+    last, asked = start(), []
+    last.keeping._open = asked.append  # the user is asked first, and has not answered
+    for kept in last.state.kept:
+        last.keeping.restore(kept)
+    last.open(asked[0])
+    assert len(last.state.results) == 2 and not last.state.kept
+
+
+def test_restore_waits_while_a_section_is_opened(start, tiny_folder):
+    work(first := start(), tiny_folder, edits=())
+    crash(first)
+    second = start()
+    second.state.opening = True
+    (kept,) = second.state.kept
+    second.keeping.restore(kept)
+    assert second.state.kept == (kept,) and second.state.section is None
+    assert "press Restore again" in second.state.message.text
+    second.state.opening = False
+    second.keeping.restore(kept)
+    assert len(second.state.results) == 1
+
+
 def test_what_is_discarded_or_deleted_does_not_come_back(start, tiny_folder, tmp_path):
     first = start()
     work(first, tiny_folder)

@@ -400,7 +400,7 @@ def test_clearing_the_viewer_amid_a_run(presenter, viewer, by_hand):
     assert len(viewer.layers) == 0
 
 
-def test_the_screen_is_refreshed_at_most_twice_a_second(presenter, by_hand, monkeypatch):
+def test_the_screen_is_refreshed_every_two_seconds_at_most(presenter, by_hand, monkeypatch):
     from napari_stmdit.ui import runs
 
     clock = iter(np.arange(1, 1000) * 0.05)

@@ -167,7 +167,7 @@ class CounterfactualCheck:
     folder
         Folder of the edited crops, with which a stopped check continues.
     batch
-        Patches computed together; does not change the result.
+        Patches computed together; does not change the result in float32.
     cancel
         Asked at every network call.
     checks

@@ -245,7 +245,7 @@ def evaluate(
     resume
         Whether to continue the evaluation in the folder; starts where there is none.
     batch
-        Patches denoised together; does not change the result.
+        Patches denoised together; does not change the result in float32.
     device, dtype
         Device and precision to load the checkpoint with.
     cancel, on_progress
