@@ -339,6 +339,19 @@ def test_a_hidden_dock_stays_as_it_is(viewer, opened):  # noqa: F811
     assert "30 of 30" in opened.select.count.text()
 
 
+def test_the_slide_goes_with_the_spots_that_were_removed(viewer, opened):  # noqa: F811
+    viewer.layers.selection.active = opened.presenter.view.spots
+    viewer.layers.remove_selected()
+    assert opened.state.section is None and settle(lambda: not len(viewer.layers), 5)
+    opened.section.open_button.click()
+    assert settle(lambda: opened.state.section is not None and not opened.state.busy)
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "spots"]
+    viewer.layers.select_all()
+    viewer.layers.remove_selected()
+    settle(lambda: False, 0.1)
+    assert not len(viewer.layers) and opened.state.section is None
+
+
 def test_limits_of_values_take_a_comma_and_what_is_no_number_is_said(opened):
     panel, state = opened.select, opened.state
     opened.presenter.colour(Colouring(gene="ERBB2"))

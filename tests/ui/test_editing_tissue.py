@@ -369,3 +369,13 @@ def test_live_comes_back_after_a_run_of_other_spots(presenter):
     presenter.select(presenter.state.section.spots.ids[10:17].tolist())
     run(presenter)
     assert not presenter.state.live_text and not presenter.live.spots  # the result is there
+
+
+def test_a_result_lies_over_the_slide_when_its_section_is_opened_again(presenter, tiny_section, viewer):
+    entry = run(presenter)
+    presenter.show(replace(tiny_section, name="another", path=None))
+    presenter.show(replace(tiny_section))
+    slides = [number for number, layer in enumerate(viewer.layers) if layers.role_of(layer) == "slide"]
+    assert len(slides) == 1 and slides[0] < viewer.layers.index(presenter.results.layer(entry.number))
+    presenter.results.show(entry.number, True)
+    assert presenter.results.layer(entry.number).visible

@@ -138,7 +138,9 @@ class Live:
             self.state.live_text = ""
             self._asked = self._request()
         else:
-            if self._layer is None:  # the run's first patches took it away; the tissue would not draw again what it drew
+            if (
+                self._layer is None
+            ):  # the run's first patches took it away; the tissue would not draw again what it drew
                 self._tissue = None
             self.follow()
 

@@ -213,6 +213,8 @@ class Presenter:
         state = self.state
         state.section = section
         self.view.show()
+        if self.view.slide is not None:
+            self.results.lay_over(self.view.slide)
         form = state.request
         if before is None or (before.path, before.name) != (section.path, section.name):
             # what was allowed, ignored or turned up for one section is not taken for the next

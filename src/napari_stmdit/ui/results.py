@@ -202,6 +202,15 @@ class ResultList:
         finally:
             self.inserting = False
 
+    def lay_over(self, slide: Any) -> None:
+        """Put a slide that came later under earlier results, which may be of the same tissue."""
+        viewer = self._viewer()
+        if viewer is None:
+            return
+        lowest = min((viewer.layers.index(x) for x in self._layers.values() if x in viewer.layers), default=None)
+        if lowest is not None and viewer.layers.index(slide) > lowest:
+            viewer.layers.move(viewer.layers.index(slide), lowest)
+
     def _follow(self, layer: Any) -> None:
         protect(layer, lambda: self.state.tell("info", "A result stays as it was made."), lambda: None)
         layer.events.visible.connect(self._layer_changed)

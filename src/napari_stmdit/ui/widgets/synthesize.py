@@ -185,7 +185,9 @@ class SynthesizePanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.steps.setRange(0, 1000)
         self.steps.setMinimumWidth(64)
         self.dice = button("new", "New seed", "Draw a new seed", lambda: self.seed.setValue(random.randrange(2**32)))
-        self.batch = named(QSpinBox(), "Patches at once", "Patches denoised together; does not change the result in float32")
+        self.batch = named(
+            QSpinBox(), "Patches at once", "Patches denoised together; does not change the result in float32"
+        )
         self.batch.setRange(0, 256)
         self.batch.setSpecialValueText("auto")
         self.samples = named(
