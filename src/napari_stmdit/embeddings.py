@@ -5,8 +5,10 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,12 +117,19 @@ def _read_csv(path: Path) -> tuple[NDArray[np.float64], NDArray[np.str_], tuple[
     import pandas as pd
 
     with _as_damage(path):
-        table = pd.read_csv(path, index_col=0, dtype={0: str}, encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = next((line for line in file if line.strip()), "")
+        separator = max(",;\t", key=head.count)
+        header = next(csv.reader([head], delimiter=separator), [])
+        table = pd.read_csv(path, sep=separator, index_col=0, dtype={0: str}, encoding="utf-8-sig")
+    twice = [name for name, count in Counter(header[1:]).items() if count > 1]
+    if twice:
+        raise SectionError(f"{path} has the column {_some(twice)} more than once; expected each factor once")
     wrong = [str(name) for name, kind in table.dtypes.items() if kind.kind not in "iuf"]
     if wrong or not len(table.columns):
         what = f"its columns {_some(wrong)} are" if wrong else "its values are"
         raise SectionError(
-            f"{path}: {what} no numbers; expected ids in the first column and one factor in each other, below a header"
+            f"{path}: {what} no numbers; expected ids in the first column and one factor in each other, below a header, with decimal points"
         )
     return table.to_numpy(dtype=np.float64), table.index.to_numpy().astype(str), tuple(map(str, table.columns))
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .edits import Edit
-from .frozen import Finite, Frozen, Weight
+from .frozen import Frozen, Weight
 from .regions import AllSpots, Region
 
 GuidanceRule = Literal["nested_morphology_first", "nested_expression_first", "additive"]
@@ -47,7 +47,7 @@ class SpotProfile(Frozen):
     values: Annotated[dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]], Field(min_length=1)]
     spreads: dict[str, Annotated[float, Field(ge=0, le=math.log1p(1e4))]] = {}
     """Standard deviation over the spots, gene by gene, if known; without it spots move to the mean alone."""
-    depth: Finite | None = None
+    depth: Annotated[float, Field(ge=-10, le=10)] | None = None
     """Mean, over the spots, of the logarithm of their total relative to the median spot of their section; None: not known."""
 
 

@@ -521,3 +521,34 @@ def test_an_evaluation_of_before_is_still_the_same_work():
     older = {name: value for name, value in request.items() if name not in ("parts", "pairs", "mode")}
     about = {"kind": "checkpoint", "sections": []}
     assert _work_of({**about, "request": request}) == _work_of({**about, "request": older})
+
+
+def test_new_nuclei_are_as_many_at_every_scale():
+    from scipy.ndimage import zoom
+
+    rng = np.random.default_rng(0)
+    real = np.full((200, 200, 3), 235, np.uint8)
+    edited = real.copy()
+    yy, xx = np.mgrid[:200, :200]
+    for y, x in [(20 + 40 * k, 20 + 40 * j) for k in range(5) for j in range(5)]:
+        edited[(yy - y) ** 2 + (xx - x) ** 2 < 36] = (60, 30, 90)
+    edited = np.clip(edited + rng.normal(0, 4, edited.shape), 0, 255).astype(np.uint8)
+    found = []
+    for factor in (1, 2.5):
+        a, b = (zoom(one, (factor, factor, 1), order=1) for one in (real, edited))
+        everywhere = np.ones(a.shape[:2], dtype=bool)
+        found.append(new_nuclei(a, b, 0.7 / factor, everywhere, everywhere, ~everywhere)["inside"])
+    assert found[0] == pytest.approx(25 / (200 * 0.7 / 1000) ** 2, rel=0.01) and found[1] == pytest.approx(
+        found[0], rel=0.1
+    )
+
+
+def test_the_check_reads_as_many_spots_for_the_map_as_a_run_does(many_spots, monkeypatch):
+    from napari_stmdit.synthesis import counterfactual
+
+    check, _ = many_spots
+    check.without.clear()
+    monkeypatch.setattr(counterfactual, "MAX_FURTHER_SPOTS", 150)
+    kept = ~np.isin(check.folds[counterfactual.spaced_rows(check.section, 150)], check.folds[[3, 40]])
+    assert check._follows_without(3, 40).map.spots == kept.sum() < 150
+    check.without.clear()

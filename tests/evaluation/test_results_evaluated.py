@@ -1,5 +1,6 @@
 """Saved results measured beside the slide they were made from; nothing is synthesized."""
 
+import dataclasses
 import json
 from xml.etree import ElementTree
 
@@ -61,3 +62,18 @@ def test_what_cannot_be_evaluated_is_refused(study, tmp_path, tiny_zarr, tiny_fo
     cancel.cancel()
     assert not evaluate_result(study.store, output=tmp_path, cancel=cancel).complete
     assert not (tmp_path / "report.html").exists()
+
+
+def test_results_of_other_tissue_are_measured_beside_their_own(tmp_path):
+    """Spots of two slides of one array have the same ids and places."""
+    sections = [make_section(seed=0), dataclasses.replace(make_section(seed=1), name="other")]
+    card = card_for(tuple(sections[0].spots.genes.symbols.tolist()))
+    made = [
+        st.synthesize(section, st.Request(steps=1, expression=expression), CropModel(card))
+        for section, expression in zip(sections, ("own", "shuffled"), strict=True)
+    ]
+    report = evaluate_result(made, output=tmp_path, draws=100).report
+    assert [one["title"] for one in report.facts["figures"]] == ["run_1 in made", "run_2 in other"]
+    for number, one in enumerate(report.facts["figures"], start=1):
+        assert one["paired"][f"run_{number}"]["psnr"]["mean_of_k"]["value"] == 100
+    assert not report.claims and [one["name"] for one in report.facts["sections"]] == ["made", "other"]

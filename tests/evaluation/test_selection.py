@@ -161,3 +161,18 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(pair, model, tiny_sect
     blank = dataclasses.replace(result, done=(), patches=result.patches[:0])
     with pytest.raises(StoreError, match="no patch was finished"):
         measure_edit(blank, base)
+
+
+def test_fresh_noise_is_not_credited_to_the_edit(tiny_section, tiny_model, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = request(tiny_section, count=5).model_copy(update={"counterfactual": "on", "steps": 2})
+    own, fresh = (
+        measure_edit(
+            synthesize(tiny_section, asked.model_copy(update={"fresh_noise": share}), tiny_model), model=tiny_model
+        )
+        for share in (0.0, 0.5)
+    )
+    assert selection.NO_SEED in own.words and selection.FRESH not in own.words
+    assert selection.FRESH in fresh.words and selection.NO_SEED not in fresh.words
+    assert all(row.beyond_chance is None for row in fresh.rows)
+    assert EditEffect.read({"effect": fresh.facts}) == fresh

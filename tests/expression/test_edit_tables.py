@@ -18,7 +18,7 @@ from napari_stmdit.expression.edit_tables import (
     table_fault,
     table_note,
 )
-from napari_stmdit.expression.edits import apply_edits, edited_levels
+from napari_stmdit.expression.edits import apply_edits, edited_levels, faults_of
 from napari_stmdit.expression.genes import target_columns
 from napari_stmdit.intent import Request
 from napari_stmdit.synthesis.plan import plan
@@ -55,7 +55,8 @@ def moved(table, spots, ids, edit=None):
     counts = spots.counts.toarray()[spots.rows(ids)]
     x = log_levels(counts)[:, columns].astype(np.float32)
     share = (counts[:, columns].sum(axis=1) / counts.sum(axis=1)).astype(np.float32)
-    return columns, table.target(x, ids, own, share)
+    there = np.flatnonzero(np.isin(table.genes, GENES))
+    return columns, table.target(x, ids, own, there, share)
 
 
 def test_counts_and_their_logarithm_say_the_same(spots, tmp_path):
@@ -208,3 +209,61 @@ def test_factors_of_genes_are_a_perturbation():
     assert perturbation_of(edits, "T cell") == {"T cell": {"A": 6.0, "B": 2.0, "C": 0.0}}
     with pytest.raises(GeneError, match="cannot be written as a factor"):
         perturbation_of([Add(genes=("A",), log_units=1)], "T cell")
+
+
+def test_levels_normalised_over_more_genes_than_the_table_has_are_taken_as_they_are(spots, tmp_path):
+    """As after normalising, logarithm and a choice of variable genes, in this order."""
+    counts = spots.counts.toarray()
+    path = write_h5ad(tmp_path / "p.h5ad", spots, log_levels(counts)[:, [0, 2]], genes=("A", "C"))
+    columns, target = moved(read_edit_table(Table(table=str(path), unit="log1p_cp10k", layer="X")), spots, ("s3",))
+    np.testing.assert_allclose(target[0], log_levels(counts)[3, columns], rtol=1e-4)
+
+
+def test_genes_of_a_table_that_the_section_lacks_change_nothing_else(spots, tmp_path):
+    rng = np.random.default_rng(3)
+    counts = np.hstack([spots.counts.toarray(), rng.poisson(20, (6, 3))])
+    path = write_h5ad(tmp_path / "p.h5ad", spots, counts, genes=(*GENES, "X1", "X2", "X3"))
+    _, target = moved(read_edit_table(Table(table=str(path), unit="counts", layer="X")), spots, ("s3",))
+    np.testing.assert_allclose(target[0], log_levels(spots.counts.toarray())[3], rtol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["A\tB\tD\ns2\t0\t0\t5\n", "\tA\tB\tD\ns2\t0\t0\t5\n", "\n\nid,A,B,D\ns2,0,0,5\n"])
+def test_a_header_without_a_name_for_the_spots_or_after_blank_lines_is_read_as_it_is_meant(spots, tmp_path, text):
+    (tmp_path / "t.tsv").write_text(text)
+    table = read_edit_table(Table(table=str(tmp_path / "t.tsv"), unit="difference"))
+    assert table.genes == ("A", "B", "D") and table.levels.toarray().tolist() == [[0, 0, 5]]
+
+
+def test_ids_of_digits_stay_as_they_are_written_and_rows_longer_than_the_header_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("id,A\n001,1\n")
+    assert list(read_edit_table(Table(table=str(tmp_path / "t.csv"), unit="difference")).ids) == ["001"]
+    (tmp_path / "long.csv").write_text("id,A,B,C\nx,1,2,3,4,5\n")
+    with pytest.raises(GeneError, match="header names 4 columns, and its rows have|cannot be read"):
+        read_edit_table(Table(table=str(tmp_path / "long.csv"), unit="difference"))
+
+
+def test_what_a_table_says_of_its_logarithm_is_heeded(spots, tmp_path):
+    counts = spots.counts.toarray()
+    table = anndata.AnnData(
+        log_levels(counts) / np.log(10), pd.DataFrame(index=spots.ids.astype(str)), pd.DataFrame(index=list(GENES))
+    )
+    table.uns["log1p"] = {"base": 10.0}
+    table.write_h5ad(tmp_path / "p.h5ad")
+    with pytest.raises(GeneError, match=r"says of its X that it is log1p .* choose the unit log1p_cp10k"):
+        read_edit_table(Table(table=str(tmp_path / "p.h5ad"), unit="counts", layer="X"))
+    found = read_edit_table(Table(table=str(tmp_path / "p.h5ad"), unit="log1p_cp10k", layer="X"))
+    np.testing.assert_allclose(found.levels.toarray(), log_levels(counts), rtol=1e-5)
+
+
+def test_genes_that_a_table_lacks_are_a_fault(spots, tmp_path):
+    (tmp_path / "t.csv").write_text("id,A\ns1,1\n")
+    edit = Table(table=str(tmp_path / "t.csv"), unit="difference", genes=("B",))
+    assert faults_of([edit], spots, {}, ()) == [
+        ("edits[0].genes", "not in the table: B; name genes that it has, or none for all of them")
+    ]
+
+
+def test_a_factor_is_of_whole_spots_and_of_each_gene_once():
+    assert perturbation_of([Scale(genes=("B", "B"), factor=2, spots={"s1": 1.0})], "T") == {"T": {"B": 2.0}}
+    with pytest.raises(GeneError, match="weights below 1"):
+        perturbation_of([Scale(genes=("A",), factor=2, spots={"s1": 0.5})], "T")

@@ -209,3 +209,29 @@ def test_the_mean_of_many_spots_is_not_rounded_on_the_way():
     towards = Towards(genes=("A", "B"), target_spots=tuple(ids.tolist()))
     after = np.log1p(apply_edits(np.array([0]), many, (towards,), {}, {}).toarray()[0, 0])
     assert after == pytest.approx(np.log1p(levels.astype(float)).mean(), rel=1e-6)
+
+
+def test_a_profile_of_more_genes_than_the_section_has_says_the_same_of_those(spots):
+    """Its levels are relative to all of its genes."""
+    counts = spots.counts[:1].toarray().repeat(len(spots), axis=0)
+    same = dataclasses.replace(spots, counts=csr_matrix(counts))
+    levels = np.log1p(counts[0] / counts[0].sum() * 1e4).astype(np.float32)
+    profile = Profile(tuple(spots.genes.symbols), levels)
+    few = dataclasses.replace(same, counts=same.counts[:, :3], genes=Genes(spots.genes.symbols[:3]))
+    for gene in few.genes.symbols[:3]:
+        moved = apply_edits(np.arange(2), few, [Towards(genes=(gene,), target_profile="p")], {}, {"p": profile})
+        np.testing.assert_allclose(moved.toarray(), few.counts[:2].toarray(), rtol=1e-3)
+
+
+def test_a_gene_of_a_profile_may_be_named_by_its_id_or_a_former_symbol(spots):
+    symbols = np.array(["SEPTIN1", *spots.genes.symbols[1:]])
+    ids = np.array([f"ENSG{k:011d}" for k in range(len(symbols))])
+    named = dataclasses.replace(spots, genes=Genes(symbols, ids))
+    profile = {"p": Profile(tuple(symbols), np.full(len(symbols), 3.0, np.float32))}
+    made = [
+        apply_edits(np.arange(3), named, [Towards(genes=(gene,), target_profile="p")], {}, profile).toarray()
+        for gene in ("SEPTIN1", "SEPT1", ids[0])
+    ]
+    assert (made[0] != named.counts[:3].toarray()).any()
+    np.testing.assert_array_equal(made[1], made[0])
+    np.testing.assert_array_equal(made[2], made[0])

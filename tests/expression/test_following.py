@@ -234,3 +234,20 @@ def test_unseen_genes_are_no_warning_where_others_follow(spots):
     assert reach_of(edit, {}, spots.genes, ("G5",), followed=True).warning == ""
     alone = edit.model_copy(update={"follow": "none"})
     assert "will not change" in reach_of(alone, {}, spots.genes, ("G5",), followed=True).warning
+
+
+def test_genes_that_move_towards_a_target_do_not_follow_another_edit(spots):
+    towards = Towards(genes=("G2",), target_spots=("s0", "s1"))
+    swap = Swap(genes=("G3",), group_a=("s4",), group_b=("s90",))
+    followed = Add(genes=("G0", "G1"), log_units=1.0)
+    alone, beside = change(spots, towards), change(spots, towards, followed)
+    np.testing.assert_allclose(beside[:, 2], alone[:, 2], atol=1e-6)
+    alone, beside, without = change(spots, swap), change(spots, swap, followed), change(spots, followed)
+    np.testing.assert_allclose(beside[[4, 90], 3], alone[[4, 90], 3], atol=1e-6)
+    np.testing.assert_allclose(beside[[5, 6], 3], without[[5, 6], 3], atol=1e-6)  # no members: they follow
+
+
+def test_a_gene_is_read_by_a_checkpoint_that_calls_it_otherwise(spots):
+    renamed = dataclasses.replace(spots, genes=Genes(np.array(["SEPT1", *spots.genes.symbols[1:]])))
+    assert reach_of(KnockOut(genes=("SEPT1",), follow="none"), {}, renamed.genes, ("SEPTIN1", "G1")).unread == ()
+    assert program_reach({"SEPT1": 1.0, "G5": 1.0}, renamed, ("SEPTIN1", "G1")).read == 1

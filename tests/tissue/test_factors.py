@@ -83,3 +83,16 @@ def test_what_is_no_part_of_a_whole_is_refused(made, tiny_folder):
 def test_the_place_of_factors_is_told_to_other_processes(tmp_path):
     source = SectionSource(path="outs", factors="joint.h5ad::nmf20").absolute(tmp_path)
     assert str(source.factors) == f"{tmp_path / 'joint.h5ad'}::nmf20"
+
+
+def test_tables_of_other_separators_are_read_and_what_cannot_be_is_said(made, tiny_folder):
+    folder, values = made
+    values.to_csv(folder / "semicolons.csv", sep=";")
+    plain, other = (open_section(tiny_folder, factors=folder / name) for name in ("types.csv", "semicolons.csv"))
+    np.testing.assert_array_equal(plain.spots.counts.toarray(), other.spots.counts.toarray())
+    values.to_csv(folder / "commas.csv", sep=";", decimal=",")
+    with pytest.raises(SectionError, match="are no numbers; .* with decimal points"):
+        open_section(tiny_folder, factors=folder / "commas.csv")
+    values.set_axis(["A", "A", "B"], axis=1).to_csv(folder / "twice.csv")
+    with pytest.raises(SectionError, match="has the column 'A' more than once"):
+        open_section(tiny_folder, factors=folder / "twice.csv")

@@ -85,3 +85,27 @@ def test_a_sample_without_counts_and_one_that_is_damaged_say_so_by_their_own_nam
     positions.write_bytes(gzip.compress(b"nothing"))
     with pytest.raises(SectionError, match="GSM1_A/spatial/tissue_positions_list.csv cannot be read as a positions"):
         open_section(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["GSM1_a_filtered_feature_bc_matrix.h5", "GSM1_A_filtered_gene_bc_matrices_h5.h5"])
+def test_counts_under_another_name_are_named_and_not_overlooked(tiny_folder, tmp_path, name):
+    lay_flat(tiny_folder, tmp_path, "GSM1_A")
+    for own in ("matrix.mtx", "barcodes.tsv", "features.tsv"):
+        (tmp_path / f"GSM1_A_{own}.gz").unlink()
+    (tmp_path / name).write_bytes(b"counts")
+    with pytest.raises(
+        SectionError, match=f"has no counts under the name of GSM1_A.*, but {name}; if that are its counts"
+    ):
+        open_section(tmp_path)
+
+
+def test_a_mark_of_unicode_before_the_first_spot_is_none_of_it(tiny_folder, tmp_path):
+    lay_flat(tiny_folder, tmp_path, "GSM1_A")
+    plain = open_section(tmp_path)
+    for own in ("barcodes.tsv", "features.tsv"):
+        file = tmp_path / f"GSM1_A_{own}.gz"
+        file.write_bytes(gzip.compress(b"\xef\xbb\xbf" + gzip.decompress(file.read_bytes())))
+    marked = open_section(tmp_path)
+    assert marked.spots.ids.tolist() == plain.spots.ids.tolist()
+    assert marked.spots.genes.symbols.tolist() == plain.spots.genes.symbols.tolist()
+    assert marked.spots.genes.ids.tolist() == plain.spots.genes.ids.tolist()

@@ -154,3 +154,26 @@ def test_the_real_colon_tables_open_on_their_slides(shared_data, name, spots, ge
     assert np.abs(section.spots.yx[here] - outs.spots.yx[there]).max() < 3
     factors = "nmf20 (20)" in " ".join(section.notes) and "--factors d14_DSS.h5ad::" in section.notes[-1]
     assert factors is (genes == 0)
+
+
+def test_names_with_spaces_half_precision_and_symbols_that_occur_twice_are_read(tiny_folder, tmp_path):
+    counts = tiny_arrays()["counts"].astype(np.float32)
+    plain = open_section(made(tiny_folder))
+    named = made(tiny_folder)
+    named.obs["cell type"], named.var["highly variable"], named.layers["log norm"] = "x", True, named.X
+    half = made(tiny_folder)
+    half.X = half.X.toarray().astype(np.float16)
+    for adata in (named, half):
+        found = open_section(adata)
+        assert (found.spots.counts != plain.spots.counts).nnz == 0
+    twice = anndata.AnnData(counts, obs=half.obs, uns=half.uns, obsm=half.obsm)
+    twice.var_names = [TINY_GENES[1], *TINY_GENES[1:]]
+    twice.raw = twice.copy()
+    assert open_section(twice).spots.counts.shape[0] == 29
+
+
+def test_positions_in_a_table_of_unknown_order_are_refused(tiny_folder):
+    adata = made(tiny_folder)
+    adata.obsm["spatial"] = pd.DataFrame(adata.obsm["spatial"][:, ::-1], index=adata.obs_names, columns=["y", "x"])
+    with pytest.raises(SectionError, match="is a table with the columns y, x, not an array; expected"):
+        open_section(adata)

@@ -24,7 +24,7 @@ from ..regions import Polygons
 from ..storage.fingerprint import of_json
 from ..synthesis.conditions import spot_rows
 from ..synthesis.continuous import changed_windows, reached_windows
-from ..synthesis.counterfactual import Follows, content_key, follow_steps, follows_of, map_key, section_map
+from ..synthesis.counterfactual import Follows, content_key, follow_steps, follows_of, map_key, map_rows, section_map
 from ..synthesis.models import Edited, PatchBatch, known_by_spot
 from ..synthesis.plan import counterfactual_fault, plan, resolve_sampling
 from ..synthesis.session import synthesize
@@ -293,7 +293,8 @@ class CounterfactualCheck:
         """
         left_out = frozenset(self.folds[list(rows)].tolist())
         if left_out not in self.without:
-            kept = ~np.isin(self.folds, list(left_out))
+            read = map_rows(self.section, self.model)  # as many as a run reads, not more
+            kept = read[~np.isin(self.folds[read], list(left_out))]
             yx, morphology = self.section.spots.yx[kept], self.all.morphology[kept]
             own = section_map(self.model, self.all.expression[kept], morphology, yx)
             trend = None if self.scores is None else fit_morphology_trend(self.scores[kept], morphology)

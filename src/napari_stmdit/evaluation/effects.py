@@ -27,7 +27,7 @@ from ..synthesis.session import Session
 from ..synthesis.windows import CELL
 from ..tissue.crops import read_patches
 from ..types import Plan, Section, SpotTable
-from .measures import nuclei_places, stain_density
+from .measures import nuclei_places, nucleus_pixels, stain_density
 from .spaces import FeatureSpace
 from .statistics import Interval, resampled
 
@@ -37,8 +37,8 @@ MIN_CHANGE, TOLERANCE = 0.01, 1e-3
 """Haematoxylin density: minimum change of a spot that moved, and step back between doses that counts as rounding."""
 SAME_NUCLEUS_UM = 5.0
 """Distance to the nearest nucleus of the slide beyond which a nucleus of an edited picture is new."""
-NUCLEUS_REACH_PX = 12
-"""Radius in pixels that the detection of a nucleus depends on: the smoothing to 8 pixels, and 4 to the next one."""
+NUCLEUS_REACH = 6
+"""Radius that the detection of a nucleus depends on, in standard deviations of the smoothing: four of them, and two to the next nucleus."""
 NEIGHBOURS, SMOOTH_UM = 5, 200.0
 """Number of neighbours over which expression is averaged for the trend of the tissue, and Gaussian width."""
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -324,9 +324,11 @@ def new_nuclei(
     """Return nuclei of an edited picture that the slide does not have.
 
     They are per square millimetre in the edit and around it; ``outside_nuclei`` is their number beyond its reach, at least
-    `NUCLEUS_REACH_PX` inside, where the picture is the slide and none may be new.
+    a nucleus' reach inside, where the picture is the slide and none may be new.
     """
-    old, new = nuclei_places(real), nuclei_places(edited)
+    spread, distance = nucleus_pixels(mpp)
+    reach = round(NUCLEUS_REACH * spread)
+    old, new = nuclei_places(real, spread, distance), nuclei_places(edited, spread, distance)
     if len(old) and len(new):
         apart, _ = cKDTree(old).query(new)
         new = new[apart * mpp > SAME_NUCLEUS_UM]
@@ -335,7 +337,7 @@ def new_nuclei(
         area = float(mask.sum()) * mpp**2 / 1e6
         return round(float(mask[tuple(new.T)].sum()) / area, 1) if area > 0 else None
 
-    far = minimum_filter(beyond, 2 * NUCLEUS_REACH_PX + 1, mode="nearest")
+    far = minimum_filter(beyond, 2 * reach + 1, mode="nearest")
     outside = int(far[tuple(new.T)].sum()) if far.any() else None
     return {"inside": density(inside), "around": density(around), "outside_nuclei": outside}
 

@@ -257,17 +257,21 @@ class MeasureRow:
         return self.values[minuend] - self.values[subtrahend]
 
 
+def nucleus_pixels(mpp: float) -> tuple[float, int]:
+    """Return the smoothing and the smallest distance of nuclei in pixels, the same in microns at every scale."""
+    scale = NUCLEUS_MPP / mpp
+    return (2.0, 4) if abs(scale - 1) < 0.05 else (2.0 * scale, max(1, round(4 * scale)))
+
+
 def measure_spot(pixels: Patches, patch_um: float) -> SpotMeasures:
     """Measure one (h, w, 3) patch whose side is ``patch_um`` microns."""
     mpp = patch_um / pixels.shape[1]
-    scale = NUCLEUS_MPP / mpp
-    spread, distance = (2.0, 4) if abs(scale - 1) < 0.05 else (2.0 * scale, max(1, round(4 * scale)))
     mm2 = pixels.shape[0] * pixels.shape[1] * (mpp / 1000) ** 2
     density = stain_density(pixels)
     return SpotMeasures(
         float(density[..., 0].mean()),
         float(density[..., 1].mean()),
-        count_nuclei(pixels, spread, distance) / mm2,
+        count_nuclei(pixels, *nucleus_pixels(mpp)) / mm2,
         blank_fraction(pixels),
     )
 

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from ..dataset.contents import AnyResult, find_slide, open_results
 from ..errors import CheckpointError, RequestError, StoreError
 from ..progress import CancelToken
+from ..storage.fingerprint import of_json
 from ..synthesis.models import PatchModel
 from ..synthesis.result import NO_PATCH, Finished
 from ..tissue.crops import read_patches
+from ..tissue.identity import section_identity
 from .cases import MIN_SPOTS
 from .evaluate import OUTPUT, Evaluated
 from .figures import Measurements, figures_of
@@ -128,9 +130,15 @@ def _model(results: Sequence[Finished], checkpoint: str | Path | PatchModel | No
 
 
 def _families(results: Sequence[Finished]) -> list[list[Finished]]:
+    """Group results of the same spots of the same tissue: ids recur, of grids and of arrays, and so do their places."""
     found: dict[Any, list[Finished]] = {}
+    tissues: dict[tuple[int, tuple[str, ...]], str] = {}
     for one in results:
-        key = (tuple(patch.spot_id for patch in one.patches), one.patch_px, one.patch_mpp)
+        spots = tuple(patch.spot_id for patch in one.patches)
+        if (known := (id(one.section), spots)) not in tissues:
+            boxes = [patch.source_box for patch in one.patches]
+            tissues[known] = of_json(section_identity(one.section, boxes, one.patch_px))
+        key = (tissues[known], spots, one.patch_px, one.patch_mpp)
         found.setdefault(key, []).append(one)
     return list(found.values())
 
@@ -200,6 +208,6 @@ def _about(results: Sequence[Finished], spaces: Sequence[FeatureSpace], notes: S
             for one in results
         },
         "spaces": [space.name for space in spaces],
-        "sections": [about_section(results[0].section)],
+        "sections": [about_section(one) for one in {id(made.section): made.section for made in results}.values()],
         "notes": list(dict.fromkeys(notes)),
     }

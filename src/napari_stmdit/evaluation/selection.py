@@ -39,6 +39,10 @@ VISIBLE = 1.0
 """Smallest visible mean change of a pixel, in grey levels of 255: rounding to 8 bit moves a pixel by up to half of one."""
 MEASURES = {"haematoxylin": 3, "nuclei": 0, "blank": 3}
 """Keys of `STATISTICS` to show -> digits after the point. Eosin by fixed stain vectors is negative on some slides."""
+FRESH = (
+    "A part of the noise is fresh, so the difference from the slide is of the edit and of that noise together, and chance is not told apart from "
+    "the edit. To see the edit alone, compare with the same fresh noise at strength 0, or take the slide's own noise."
+)
 NO_SEED = (
     "The edit itself has no chance in it: from the tissue's own noise, the same spots without an edit are the slide, so their difference "
     "is 0. Chance is what another seed alone changes in new tissue of such spots."
@@ -127,6 +131,8 @@ class EditEffect:
         Number of spots synthesized with two seeds; 0 where chance was not estimated.
     edited_tissue
         Whether real tissue was edited, so that the edit itself has no chance in it.
+    fresh_noise
+        Share of its noise that was fresh: what is said of an edit of real tissue does not hold then.
     """
 
     rows: tuple[Row, ...]
@@ -135,6 +141,7 @@ class EditEffect:
     before: str
     chance_spots: int = 0
     edited_tissue: bool = False
+    fresh_noise: float = 0.0
 
     @property
     def visible(self) -> bool:
@@ -155,8 +162,10 @@ class EditEffect:
             lines.append(
                 f"Another seed alone changes pixels by {chance:.1f} ({counted(self.chance_spots, 'spot')}, two seeds)."
             )
-            if self.edited_tissue:
+            if self.edited_tissue and not self.fresh_noise:
                 lines.append(NO_SEED)
+        if self.edited_tissue and self.fresh_noise:
+            lines.append(FRESH)
         if self.spots < 5:
             few = "One spot has no interval" if self.spots == 1 else "So few spots tell little: intervals are rough"
             lines.append(f"{few}.")
@@ -203,6 +212,7 @@ class EditEffect:
             "before": self.before,
             "chance_spots": self.chance_spots,
             "edited_tissue": self.edited_tissue,
+            "fresh_noise": self.fresh_noise,
             "rows": [
                 {
                     "key": row.key,
@@ -228,7 +238,8 @@ class EditEffect:
                 )
             measured, of, before = int(facts["spots"]), int(facts["of"]), str(facts["before"])
             chance_spots, edited = int(facts["chance_spots"]), bool(facts["edited_tissue"])
-            return cls(tuple(rows), measured, of, before, chance_spots, edited) if rows else None
+            fresh = float(facts.get("fresh_noise", 0.0))
+            return cls(tuple(rows), measured, of, before, chance_spots, edited, fresh) if rows else None
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -284,7 +295,7 @@ def measure_edit(
     'effect.csv'
     """
     effect = _measured(result, baseline, draws)
-    if model is None:
+    if model is None or effect.fresh_noise:
         return effect
     known = [chance for chance, _ in chance_steps(result, model) if chance is not None]
     return with_chance(effect, known[0]) if known else effect
@@ -314,7 +325,8 @@ def _measured(result: Result | StoredResult, baseline: Result | StoredResult | N
         name, digits = _named(key)
         means = (_rounded(float(a.mean())), _rounded(float(b.mean())))
         rows.append(Row(key, name, digits, *means, _as_recorded(mean_draws(b - a, weights))))
-    return EditEffect(tuple(rows), len(places), len(made), words, edited_tissue=edited)
+    fresh = made.request.fresh_noise if edited else 0.0
+    return EditEffect(tuple(rows), len(places), len(made), words, edited_tissue=edited, fresh_noise=fresh)
 
 
 def chance_steps(
@@ -370,6 +382,8 @@ def with_chance(effect: EditEffect, chance: Chance, draws: int = DRAWS) -> EditE
     Two seeds are exchangeable, so each spot's difference may equally have the other sign: means of the differences under random signs are the
     null distribution (a sign-flip test). It is scaled from m spots to the number of the effect.
     """
+    if effect.fresh_noise:  # both are in the difference, and the words say so
+        return effect
     signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(draws, len(chance.pixels)))
     scale = np.sqrt(len(chance.pixels) / effect.spots)
     rows = [replace(effect.rows[0], chance=_rounded(float(chance.pixels.mean())))]

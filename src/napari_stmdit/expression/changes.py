@@ -90,8 +90,12 @@ class Measured:
         return Measured(self.ids, counts, genes, self.totals, shares, self.spots, whole)
 
     def share(self, profile: Profile) -> Array:
-        """Return each spot's total over a profile's genes, (n,)."""
-        return totals_of(self.counts[:, columns_of(profile.genes, self.genes)])
+        """Return each spot's total over a profile's genes, (n,); for those that are not measured here, what the profile has of them is added."""
+        levels = np.expm1(profile.mean.astype(np.float64))
+        there = levels[match_genes(profile.genes, self.genes).columns >= 0].sum()
+        more = levels.sum() / there if there > 0 else 1.0
+        own = totals_of(self.counts[:, columns_of(profile.genes, self.genes)])
+        return own if more == 1 else np.asarray(own * more, dtype=np.float32)
 
     def rows(self, ids: Sequence[str]) -> Columns:
         """Return the row of each id; raises KeyError with the first unknown id."""
@@ -138,6 +142,17 @@ def gene_weights(edit: Edit, programs: Programs) -> dict[str, float]:
         for gene, weight in programs[program].items():
             weights[gene] = max(weight, weights.get(gene, 0.0))
     return weights
+
+
+def unread_genes(names: Sequence[str], wanted: Sequence[str], genes: Genes) -> tuple[str, ...]:
+    """Return which named genes of a section are not among those that a checkpoint wants, whatever each calls them."""
+    read, literal = columns_of(tuple(wanted), genes), set(wanted)
+    places = {name: columns_of((name,), genes) for name in names}
+    return tuple(
+        name
+        for name, columns in places.items()
+        if not (np.isin(columns, read).any() if len(columns) else name in literal)
+    )
 
 
 def active_edits(edits: Sequence[Edit]) -> list[Edit]:
@@ -240,7 +255,8 @@ def _to_table(table: EditTable, own: Columns, measured: Measured) -> _Target:
         (measured.counts, measured.genes) if measured.spots is None else (measured.spots.counts, measured.spots.genes)
     )
     share = totals_of(counts[:, columns_of(table.genes, genes)]) / measured.totals
-    return lambda x, ids, rows: table.target(x, ids, own, share[rows])
+    there = np.flatnonzero(match_genes(table.genes, genes).columns >= 0)
+    return lambda x, ids, rows: table.target(x, ids, own, there, share[rows])
 
 
 def _target(edit: Edit, measured: Measured, columns: Columns) -> _Target:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 
 from ..edits import Edit, KnockOut, Scale, Table
 from ..errors import GeneError, first_line
-from ..files import user_path
+from ..files import is_number, user_path
 from ..storage import fingerprint
 from ..types import SpotTable
 from .genes import match_genes
@@ -45,15 +45,23 @@ class EditTable:
         (n, g) levels to move to, or where ``relative``, changes to add; over all genes of the table.
     relative
         Whether the levels are changes.
+    normalised
+        Whether the levels of a spot are relative to these genes alone; else to more genes, of which these are some.
     """
 
     ids: dict[str, int]
     genes: tuple[str, ...]
     levels: csr_matrix
     relative: bool
+    normalised: bool = True
 
     def target(
-        self, x: NDArray[np.float32], ids: Sequence[str], own: NDArray[np.int64], share: NDArray[np.float32]
+        self,
+        x: NDArray[np.float32],
+        ids: Sequence[str],
+        own: NDArray[np.int64],
+        there: NDArray[np.int64],
+        share: NDArray[np.float32],
     ) -> NDArray[np.float32]:
         """Return the target levels (m, c) of some of its spots.
 
@@ -65,8 +73,10 @@ class EditTable:
             (m,) spots, all of them in the table.
         own
             (c,) the table's column of each, -1 for zero, from `target_columns`.
+        there
+            The table's columns that the section has.
         share
-            (m,) share of each spot's measured total in the table's genes: its levels are relative to those alone.
+            (m,) share of each spot's measured total in these genes.
         """
         rows = np.array([self.ids[spot] for spot in ids], dtype=np.int64)
         levels: NDArray[np.float32] = np.zeros_like(x)
@@ -74,7 +84,11 @@ class EditTable:
         if self.relative:
             moved: NDArray[np.float32] = np.maximum(x + levels, 0)
             return moved
-        return np.asarray(np.log1p(np.expm1(levels) * share[:, None]), dtype=np.float32)
+        if not self.normalised:
+            return levels
+        among = np.asarray(self.levels[rows][:, there].expm1().sum(axis=1)).ravel()
+        scale = share * PER / np.maximum(among, 1e-12)
+        return np.asarray(np.log1p(np.expm1(levels) * scale[:, None]), dtype=np.float32)
 
 
 def read_edit_table(edit: Table) -> EditTable:
@@ -164,7 +178,12 @@ def perturbation_of(edits: Sequence[Edit], name: str) -> dict[str, dict[str, flo
                 f"the edit {edit.name or edit.operation!r} cannot be written as a factor a gene; only scaling and knocking out genes at full "
                 "strength can"
             )
-        for gene in edit.genes:
+        if any(0 < weight < 1 for weight in (edit.spots or {}).values()):
+            raise GeneError(
+                f"the edit {edit.name or edit.operation!r} is painted with weights below 1 on some spots; a factor a gene is the same for all spots "
+                "of a group"
+            )
+        for gene in dict.fromkeys(edit.genes):
             factors[gene] = factors.get(gene, 1.0) * (edit.factor if isinstance(edit, Scale) else 0.0)
     if not factors:
         raise GeneError("no edit multiplies a gene; there is nothing to write")
@@ -189,6 +208,8 @@ def _read(path: str, digest: str, unit: str, layer: str | None, baseline: str | 
             _matrix(table, layer, file.name),
             None if baseline is None else _matrix(table, baseline, file.name),
         )
+        if layer == "X":
+            values = _of_stated_log(values, table.uns.get("log1p"), unit, file.name)
     else:
         if layer is not None or baseline is not None:
             raise GeneError(f"{file.name} is a text table and has no layers; leave 'layer' and 'baseline' out")
@@ -207,12 +228,30 @@ def _read(path: str, digest: str, unit: str, layer: str | None, baseline: str | 
         levels = _log_levels(values, unit, file.name)
         if base is not None:
             levels = csr_matrix(levels - _log_levels(base, unit, file.name))
+    sums = np.asarray(levels.expm1().sum(axis=1)).ravel()
     return EditTable(
         {spot: row for row, spot in enumerate(ids)},
         tuple(genes),
         levels.astype(np.float32),
         unit == "difference" or base is not None,
+        bool((sums[sums > 0] > 0.99 * PER).all()),
     )
+
+
+def _of_stated_log(values: csr_matrix, stated: Any, unit: str, name: str) -> csr_matrix:
+    """Return the values of X in natural logarithms, where ``uns["log1p"]`` states another base; raises GeneError where it contradicts the unit."""
+    if stated is None:
+        return values
+    if unit == "counts" and (values.data != np.rint(values.data)).any():
+        raise GeneError(
+            f"{name} says of its X that it is log1p (uns['log1p']), and counts were asked for; choose the unit log1p_cp10k, or a layer of counts"
+        )
+    base = stated.get("base") if isinstance(stated, Mapping) else None
+    if base is None or unit != "log1p_cp10k":
+        return values
+    if not is_number(base) or base <= 1:
+        raise GeneError(f"{name}: uns['log1p'] states the base {base!r}; expected a number above 1, or none for e")
+    return csr_matrix(values * np.log(float(base)))
 
 
 def _log_levels(values: csr_matrix, unit: str, name: str) -> csr_matrix:
@@ -277,9 +316,9 @@ def _read_text(path: Path) -> tuple[list[str], list[str], csr_matrix]:
 
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
+            head = next((line for line in file if line.strip()), "")
         separator = csv.Sniffer().sniff(head, delimiters=",\t;").delimiter if head.strip() else ","
-        frame = pd.read_csv(path, sep=separator, index_col=0, encoding="utf-8-sig")
+        frame = pd.read_csv(path, sep=separator, index_col=0, dtype={0: str}, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:  # pandas' own errors are ValueErrors
         raise GeneError(f"{path.name} cannot be read as a table of spots by genes: {first_line(error)}") from None
     if frame.empty:
@@ -290,5 +329,11 @@ def _read_text(path: Path) -> tuple[list[str], list[str], csr_matrix]:
             f"{path.name}: the column {text!r} does not hold numbers; expected a value for each spot and gene"
         )
     with path.open(encoding="utf-8-sig", newline="") as file:  # pandas renames a column that is there twice
-        genes = next(csv.reader(file, delimiter=separator))[1:]
+        header = next(row for row in csv.reader(file, delimiter=separator) if any(cell.strip() for cell in row))
+    # R names no column of row names
+    genes = header if len(header) == frame.shape[1] else header[1:]
+    if len(genes) != frame.shape[1]:
+        raise GeneError(
+            f"{path.name}: its header names {len(header)} columns, and its rows have {frame.shape[1] + 1}; expected as many"
+        )
     return [str(name) for name in frame.index], genes, csr_matrix(frame.to_numpy(dtype=np.float64))

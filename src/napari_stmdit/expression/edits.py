@@ -17,10 +17,19 @@ from ..edits import Edit, Swap, Table, Towards
 from ..storage.atomic import write_text
 from ..text import shorten, some_of
 from ..types import Genes, SpotTable
-from .changes import Measured, Profile, active_edits, apply_changes, changes_of, columns_of, spot_weights
-from .edit_tables import table_fault
+from .changes import (
+    Measured,
+    Profile,
+    active_edits,
+    apply_changes,
+    changes_of,
+    columns_of,
+    edited_genes,
+    spot_weights,
+)
+from .edit_tables import read_edit_table, table_fault
 from .following import following
-from .genes import match_genes
+from .genes import match_genes, target_columns
 from .normalise import PER, cp10k_log1p, totals_of
 from .programs import Programs
 
@@ -217,8 +226,18 @@ def faults_of(
                 )
         if isinstance(edit, Swap):
             groups += [("group_a", edit.group_a), ("group_b", edit.group_b)]
-        if isinstance(edit, Table) and edit.enabled and (fault := table_fault(edit, spots)) is not None:
-            faults.append((f"{place}.table", fault))
+        if isinstance(edit, Table) and edit.enabled:
+            if (fault := table_fault(edit, spots)) is not None:
+                faults.append((f"{place}.table", fault))
+            elif (names := edited_genes(edit, {**dict.fromkeys(edit.programs, {}), **programs})) and not len(
+                target_columns(read_edit_table(edit).genes, spots.genes, names)[0]
+            ):
+                faults.append(
+                    (
+                        f"{place}.genes",
+                        f"not in the table: {_names(names)}; name genes that it has, or none for all of them",
+                    )
+                )
         for name, ids in groups:
             strangers = [spot for spot in ids if spot not in known]
             if strangers:

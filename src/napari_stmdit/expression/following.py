@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ..edits import Edit
+from ..edits import Edit, Swap, Table
 from ..text import some_of
 from ..types import Genes, SpotTable
 from .changes import (
@@ -22,8 +22,10 @@ from .changes import (
     gene_weights,
     genes_at,
     spot_weights,
+    unread_genes,
 )
 from .covariation import MIN_GENES, MIN_SPOTS, Covariation, covariation_of
+from .edit_tables import read_edit_table
 from .genes import match_genes
 from .normalise import PER, counts_from, cp10k_log1p
 from .programs import Programs
@@ -138,8 +140,7 @@ def following(
     It is the conditional mean given the change of all edits together; genes that an edit names do not follow another one.
     ``own`` (n,) are the rows of ``spots`` that were measured, ``ids`` (n,) those that edits address them by.
     """
-    of_genes = [edit for edit in active_edits(edits) if hasattr(edit, "follow")]
-    followed = [edit for edit in of_genes if follows(edit)]
+    followed = [edit for edit in active_edits(edits) if follows(edit)]
     if not followed or (known := covariation_of(spots)) is None:
         return None
     columns = _columns(followed, programs, spots.genes)
@@ -156,11 +157,13 @@ def following(
     share = np.max([spot_weights(edit, ids) for edit in followed], axis=0).astype(np.float64)
     full = (np.log1p(dense) - before) / np.where(share > 0, share, 1)[:, None]
     full[share == 0] = 0
-    named = _columns(of_genes, programs, spots.genes)
+    naming = [(edit, _columns([edit], programs, spots.genes)) for edit in active_edits(edits)]
+    named = np.unique(np.concatenate([theirs for _, theirs in naming]))
     held = np.zeros((len(own), len(named)))
-    for edit in of_genes:
-        theirs = np.searchsorted(named, _columns([edit], programs, spots.genes))
-        held[:, theirs] = np.maximum(held[:, theirs], spot_weights(edit, ids)[:, None])
+    for edit, theirs in naming:
+        places = np.searchsorted(named, theirs)
+        weights = spot_weights(edit, ids) * np.isin(ids, list(_members(edit, ids)))
+        held[:, places] = np.maximum(held[:, places], weights[:, None])
     held = np.minimum(held / np.where(share > 0, share, 1)[:, None], 1)
     return Following(known, own, known.factors(full, columns), share, named, held)
 
@@ -208,7 +211,17 @@ def _inside(before: Array, after: Array, low: Array | float, high: Array | float
 
 def _columns(edits: Sequence[Edit], programs: Programs, genes: Genes) -> NDArray[np.int64]:
     names = dict.fromkeys(gene for edit in edits for gene, weight in gene_weights(edit, programs).items() if weight > 0)
+    for edit in edits:
+        if isinstance(edit, Table) and not edit.genes and not edit.programs:
+            names |= dict.fromkeys(read_edit_table(edit).genes)
     return columns_of(tuple(names), genes)
+
+
+def _members(edit: Edit, ids: Sequence[str]) -> Collection[str]:
+    """Return the spots that an edit can change: those of its groups or of its table, else all."""
+    if isinstance(edit, Swap):
+        return {*edit.group_a, *edit.group_b}
+    return read_edit_table(edit).ids if isinstance(edit, Table) else ids
 
 
 FOLLOWING_SHARE = 0.1
@@ -265,8 +278,7 @@ def reach_of(
     names = edited_genes(edit, {**{name: {} for name in edit.programs}, **programs})
     if not names:
         return Reach(0)
-    known = set(names if checkpoint_genes is None else checkpoint_genes)
-    unread = tuple(gene for gene in names if gene not in known)
+    unread = () if checkpoint_genes is None else unread_genes(names, checkpoint_genes, genes)
     return Reach(len(names), match_genes(names, genes).missing, unread, followed and follows(edit))
 
 
@@ -312,7 +324,8 @@ def program_reach(program: Mapping[str, float], spots: SpotTable, checkpoint_gen
     names = tuple(gene for gene, weight in program.items() if weight > 0)
     columns, visible = columns_of(names, spots.genes), columns_of(tuple(checkpoint_genes), spots.genes)
     match = match_genes(names, spots.genes)
-    there, direct = match.shared, len(set(names) & set(checkpoint_genes) - set(match.missing))
+    there = match.shared
+    direct = len(set(names) - set(match.missing) - set(unread_genes(names, checkpoint_genes, spots.genes)))
     others = np.setdiff1d(visible, columns)
     known = covariation_of(spots)
     if known is None or not there:

@@ -78,7 +78,9 @@ def target_columns(
     match = match_genes(names, genes)
     keep = match.columns >= 0
     if only:
-        keep &= np.isin(np.array(names), np.array(only))
+        asked = match_genes(tuple(only), genes)
+        twins_asked = [c for columns in asked.ambiguous.values() for c in columns]
+        keep &= np.isin(match.columns, [*asked.columns[asked.columns >= 0].tolist(), *twins_asked])
     kept = {gene for gene, k in zip(names, keep, strict=True) if k}
     twins = np.array(
         [c for gene, columns in match.ambiguous.items() if gene in kept for c in columns[1:]], dtype=np.int64

@@ -189,6 +189,11 @@ def map_key(section: Section, card: CheckpointCard, model: PatchModel) -> str:
     return known[asked]
 
 
+def map_rows(section: Section, model: PatchModel) -> NDArray[np.int64]:
+    """Return the rows of a section's spots that its map is fitted on."""
+    return spaced_rows(section, _most_spots(model))
+
+
 def _most_spots(model: PatchModel) -> int:
     return MAX_MAP_SPOTS if getattr(model, "morphology_map", None) is None else MAX_FURTHER_SPOTS
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..edits import Swap, Table
 from ..errors import RequestError
-from ..expression.changes import active_edits, edited_genes
+from ..expression.changes import active_edits, edited_genes, unread_genes
 from ..expression.edit_tables import signed, table_note
 from ..expression.edits import faults_of
 from ..expression.following import following_fault, following_notes, follows
@@ -402,11 +402,11 @@ def _notes(
 
 def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> list[str]:
     """Return notes: the genes of each edit that the checkpoint does not read, and what follows the edits."""
-    read, programs, notes = set(card.genes), known_programs(request.programs), []
+    programs, notes = known_programs(request.programs), list[str]()
     can_follow = any(follows(edit) for edit in request.edits if edit.enabled) and following_fault(section.spots) is None
     for number, edit in enumerate(request.edits):
         names = edited_genes(edit, programs)
-        unread = [gene for gene in names if gene not in read]
+        unread = unread_genes(names, card.genes, section.spots.genes)
         if not unread or not edit.enabled:
             continue
         some = ", ".join(unread[:8]) + (" ..." if len(unread) > 8 else "")

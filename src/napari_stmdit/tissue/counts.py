@@ -97,7 +97,12 @@ def find_counts(folder: Path) -> Path:
 
 def lacks_counts(folder: Path) -> bool:
     """Return whether no file of a folder is named like counts; readability is not checked."""
-    return not any(_LIKE_COUNTS.search(entry.name) for entry in folder.iterdir())
+    return not any(map(is_like_counts, folder.iterdir()))
+
+
+def is_like_counts(file: Path) -> bool:
+    """Return whether a file is named like counts."""
+    return _LIKE_COUNTS.search(file.name) is not None
 
 
 def read_counts(source: Path) -> CountMatrix:
@@ -160,6 +165,8 @@ def canonical(counts: Any) -> csr_matrix:
     """
     from scipy.sparse import csr_matrix
 
+    if counts.dtype == np.float16:  # scipy has no such sparse matrices
+        counts = counts.astype(np.float32)
     tidied = csr_matrix(counts)
     if tidied.dtype.kind in "iu" and tidied.dtype.itemsize < 4:
         tidied = tidied.astype(np.int32)
@@ -308,4 +315,6 @@ def _open(folder: Path, name: str) -> Any:
 
 def _lines(folder: Path, name: str) -> list[str]:
     with _open(folder, name) as file:
-        return [line.replace('"', "") for line in file.read().decode().splitlines() if line]  # R quotes what it writes
+        return [
+            line.replace('"', "") for line in file.read().decode("utf-8-sig").splitlines() if line
+        ]  # R quotes what it writes

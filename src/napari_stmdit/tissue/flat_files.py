@@ -13,8 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import SectionError
-from ..text import shorten
+from ..text import shorten, some_of
 from ..types import Section
+from .counts import is_like_counts, lacks_counts
 from .spaceranger import open_spaceranger, section_label
 
 _MATRIX = "filtered_feature_bc_matrix"
@@ -91,6 +92,14 @@ def open_flat(path: Path, fullres: Path | None = None, mpp: float | None = None)
     for name, file in samples[prefix].items():
         where = next(to for pattern, to in _PLACES.items() if re.fullmatch(pattern, name))
         _place(file, outs / where.format(name))
+    if lacks_counts(outs):
+        claimed = {file for files in samples.values() for file in files.values()}
+        like = [file.name for file in sorted(folder.iterdir()) if file not in claimed and is_like_counts(file)]
+        if like:
+            raise SectionError(
+                f"{folder} has no counts under the name of {prefix or 'its positions'}, but {some_of(like)}; if that are its counts, name them "
+                f"{prefix}filtered_feature_bc_matrix.h5, else keep them elsewhere"
+            )
     given, shown = str(outs), str(folder / prefix)
     try:
         section = open_spaceranger(outs, fullres, mpp, folder)

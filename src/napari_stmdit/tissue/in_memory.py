@@ -163,6 +163,7 @@ def _rows(adata: Any) -> tuple[Any, list[str]]:
 
 def _from_anndata(adata: Any, whose: str) -> tuple[str, Any, list[str]]:
     """Return the name of the library, the AnnData as SpatialData, and notes about what was left out."""
+    from spatialdata import sanitize_table
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Identity, set_transformation
     from spatialdata_io.experimental import from_legacy_anndata
@@ -175,7 +176,7 @@ def _from_anndata(adata: Any, whose: str) -> tuple[str, Any, list[str]]:
         {k: v for k, v in given.items() if k != FULLRES} if isinstance(given, Mapping) else {}, factors
     )
     with quiet(), damage_as_section_error(whose, "a section"):
-        legacy = adata.copy()
+        legacy = sanitize_table(adata, inplace=False)  # names such as 'cell type' are common, and refused
         legacy.uns["spatial"] = {library: {"scalefactors": factors, "images": images}}
         legacy.obs = legacy.obs.rename(columns={name: f"{name}_of_table" for name in _LEGACY})
         sdata = from_legacy_anndata(legacy, rgb=True)
@@ -220,6 +221,9 @@ def _check_positions(adata: Any, whose: str) -> None:
     meant = "expected (x, y) of every spot in pixels of the full-resolution slide"
     if "spatial" not in adata.obsm:
         raise SectionError(f"{whose} has no positions, obsm['spatial']; {meant}")
+    if hasattr(adata.obsm["spatial"], "columns"):
+        columns = ", ".join(map(str, adata.obsm["spatial"].columns))
+        raise SectionError(f"obsm['spatial'] of {whose} is a table with the columns {columns}, not an array; {meant}")
     try:
         xy = np.asarray(adata.obsm["spatial"], dtype=np.float64)
     except (TypeError, ValueError) as error:

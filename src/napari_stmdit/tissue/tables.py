@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -364,7 +365,7 @@ def _are_genes(var: Any, name: str) -> NDArray[np.bool_]:
 def _counts(rows: Any, name: str, predicted: bool) -> tuple[csr_matrix, Any, list[str]]:
     from scipy.sparse import csr_matrix
 
-    counts = None if rows.X is None else csr_matrix(rows.X)
+    counts = None if rows.X is None else csr_matrix(rows.X.astype(np.float32) if rows.X.dtype == np.float16 else rows.X)
     if counts is not None and predicted and counts.dtype.kind == "f":
         if np.isfinite(counts.data).all() and not (counts.data < 0).any():
             return canonical(counts), rows.var, []
@@ -411,7 +412,15 @@ def _layers_of_counts(rows: Any) -> str:
 
 def _agree(counts: csr_matrix, genes: Genes, others: csr_matrix, of_others: Genes) -> bool:
     """Return whether two matrices of the same rows agree on their shared genes."""
-    place = {symbol: i for i, symbol in enumerate(of_others.symbols.tolist())}
+    if np.array_equal(genes.symbols, of_others.symbols):
+        return bool((counts != others).nnz == 0)
+    twice = {
+        symbol
+        for symbols in (genes.symbols, of_others.symbols)
+        for symbol, count in Counter(symbols.tolist()).items()
+        if count > 1
+    }
+    place = {symbol: i for i, symbol in enumerate(of_others.symbols.tolist()) if symbol not in twice}
     at = np.array([place.get(symbol, -1) for symbol in genes.symbols.tolist()], dtype=np.int64)
     return bool((counts[:, np.flatnonzero(at >= 0)] != others[:, at[at >= 0]]).nnz == 0)
 
