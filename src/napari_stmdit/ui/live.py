@@ -138,10 +138,8 @@ class Live:
             self.state.live_text = ""
             self._asked = self._request()
         else:
-            if (
-                self._layer is None
-            ):  # the run's first patches took it away; the tissue would not draw again what it drew
-                self._tissue = None
+            # the run's first patches took the picture away, and the tissue would not draw again what it drew
+            self._tissue = None if self._layer is None else self._tissue
             self.follow()
 
     def _run_goes_on(self, progress: Progress | None) -> None:

@@ -186,9 +186,8 @@ class Presenter:
             go_on()
 
     def _open_example(self, choice: ModelChoice | None) -> None:
-        self.open(
-            None, self.example.give_up
-        )  # first, so that it is drawn while the checkpoint, whose imports take longer, is loaded
+        # first, so that it is drawn while the checkpoint, whose imports take longer, is loaded
+        self.open(None, self.example.give_up)
         if choice is not None:
             self.load_model(choice)
 

@@ -230,9 +230,8 @@ class ResultList:
         for entry in map(self.entry, numbers):
             if entry is None or here is None or entry.section is here:
                 continue
-            if (entry.section.path or entry.section.name) != (here.path or here.name) or not is_same_section(
-                entry.section, here
-            ):
+            own = entry.section
+            if (own.path or own.name) != (here.path or here.name) or not is_same_section(own, here):
                 return f"{entry.name} is of {entry.section.name}, which is not open as it was then; open that section first."
         return ""
 
