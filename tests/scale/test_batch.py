@@ -428,3 +428,19 @@ def test_the_command_prints_one_object_and_resumes(cohort, monkeypatch, capsys):
     assert code == 0 and streams.out.count("there already") == 4 and "section" in streams.out.splitlines()[0]
     code, streams = call("--workers", "2", "--scheduler", "tcp://x:1")
     assert code == 2 and "not both" in streams.err and streams.out == ""
+
+
+def test_files_that_sections_name_are_looked_for_before_anything_runs(cohort):
+    file = cohort(
+        sections=[
+            {"path": "first", "fullres": "no.tif", "exclude": "no.geojson", "factors": "no.h5ad::nmf"},
+            {"path": "https://example.org/a.zarr"},
+        ]
+    )
+    with pytest.raises(RequestError) as error:
+        read_jobs(file)
+    said = dict(error.value.faults)
+    assert set(said) == {"sections.0.fullres", "sections.0.exclude", "sections.0.factors"}
+    assert all("there is no file" in message for message in said.values())
+    jobs = read_jobs(cohort(sections=[{"path": "https://example.org/a.zarr", "name": "far"}]))
+    assert {job.request.section for job in jobs} == {"https://example.org/a.zarr"}

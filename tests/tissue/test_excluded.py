@@ -143,3 +143,16 @@ def test_a_store_whose_record_of_them_is_none_is_refused(tiny_section, tmp_path)
     (tmp_path / "OUT.zarr" / "zarr.json").write_text(json.dumps(meta))
     with pytest.raises(SectionError, match="expected regions with the ids of their spots"):
         open_section(tmp_path / "OUT.zarr")
+
+
+def test_a_region_without_a_spot_is_told_where_all_are_meant(tiny_section, tiny_folder, regions):
+    import json
+
+    content = json.loads(regions.read_text())
+    far = [[[x + 1e5, y] for x, y in [(0, 0), (0, 9), (9, 9), (0, 0)]]]
+    blur = {"type": "Feature", "properties": {"name": "blur"}, "geometry": {"type": "Polygon", "coordinates": far}}
+    content["features"].append(blur)
+    regions.write_text(json.dumps(content))
+    assert any("no spot lies in blur" in note for note in open_section(tiny_folder, exclude=regions).notes)
+    one = open_section(tiny_folder, exclude=regions, exclude_classes=("pen",))
+    assert not any("blur" in note for note in one.notes)

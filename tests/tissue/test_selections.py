@@ -128,3 +128,14 @@ def test_regions_that_hold_far_more_with_x_and_y_changed_over_are_said_so(spots,
     assert "no spot lies in far" in read.notes[0] and "are the points written as (y, x)?" in read.notes[1]
     (tmp_path / "s.geojson").write_text(json.dumps([few]))
     assert read_annotations(wide, tmp_path / "s.geojson").notes == ()
+
+
+def test_derived_classes_and_objects_inside_others_are_told_apart(spots, tmp_path):
+    inner = feature([square(*spots.yx[5], 10)], classification={"name": "Vessel"})
+    content = [
+        feature([square(*spots.yx[0], 10)], classification={"names": ["Tumor", "Keep"]}, childObjects=[inner]),
+        feature([square(*spots.yx[63], 10)], classification={"names": ["Artefact", "Fold"], "color": [1, 2, 3]}),
+    ]
+    (tmp_path / "a.geojson").write_text(json.dumps(content))
+    found = read_annotations(spots, tmp_path / "a.geojson").selections
+    assert found == {"Tumor: Keep": (spots.ids[0],), "Vessel": (spots.ids[5],), "Artefact: Fold": (spots.ids[63],)}

@@ -38,8 +38,9 @@ from ..synthesis.session import synthesize
 from ..tissue.geometry import polygons_from_geojson
 from ..tissue.open import SectionSource
 from ..tissue.public import missing_section, named_section
+from ..tissue.remote import url_of
 from ..tissue.spaceranger import section_name
-from ..tissue.spatialdata_store import RESULT_PREFIX
+from ..tissue.spatialdata_store import RESULT_PREFIX, is_spatialdata
 from ..tissue.store import check_writable
 from ..tissue.store_entries import element_name, list_results, read_result
 from ..types import Section
@@ -167,7 +168,7 @@ def _jobs(
         checkpoint = str(root / checkpoint)
     for place, region in zip(places, regions, strict=True):
         for name, file in edits.items():
-            update = {"section": str(place.source.path), "checkpoint": checkpoint}
+            update = {"section": url_of(place.source.path) or str(place.source.path), "checkpoint": checkpoint}
             request = wanted.request.model_copy(update=update | ({} if region is None else {"region": region}))
             yield Job(place, name, with_edits(request, file))
 
@@ -178,11 +179,11 @@ def _places(entries: dict[int, SectionEntry], output: Any, root: Path, faults: l
     seen: dict[str, int] = {}
     for number, entry in entries.items():
         where = f"sections.{number}"
-        public = named_section(Path(entry.path))
-        path = public or _path(entry.path, root, f"{where}.path", faults)
+        public, url = named_section(Path(entry.path)), url_of(entry.path)
+        path = Path(entry.path) if url else public or _path(entry.path, root, f"{where}.path", faults)
         if public is not None and not public.is_dir():
             faults.append((f"{where}.path", str(missing_section(public.name))))
-        elif path != root and not path.exists():
+        elif url is None and path != root and not path.exists():
             faults.append((f"{where}.path", f"there is no file or folder {path}"))
         name = section_name(path) if entry.name is None else entry.name
         if not _NAME.fullmatch(name):
@@ -193,13 +194,27 @@ def _places(entries: dict[int, SectionEntry], output: Any, root: Path, faults: l
                 (f"{where}.name", f"{name!r} is also the name of sections.{twin}; give each section a name of its own")
             )
         update: dict[str, Any] = {"path": path}
+        if url is not None:
+            update["path"] = url
         if entry.fullres is not None and (root / entry.fullres).is_file():
             update["fullres"] = root / entry.fullres
+        elif (
+            entry.fullres is not None
+            and path.is_dir()
+            and not is_spatialdata(path)
+            and not (path / entry.fullres).is_file()
+        ):
+            faults.append((f"{where}.fullres", f"there is no file {root / entry.fullres}, nor {path / entry.fullres}"))
         for field in ("predicted_expression", "exclude"):
             if (given := getattr(entry, field)) is not None:
                 update[field] = _path(given, root, f"{where}.{field}", faults)
+                if update[field] != root and not update[field].is_file():
+                    faults.append((f"{where}.{field}", f"there is no file {update[field]}"))
         if entry.factors is not None:  # a file, and what of it is meant
             update["factors"] = root / Path(entry.factors).expanduser()
+            file = Path(str(update["factors"]).partition("::")[0])
+            if not file.exists():
+                faults.append((f"{where}.factors", f"there is no file {file}"))
         source = SectionSource(**{field: getattr(entry, field) for field in SectionSource.model_fields} | update)
         places.append(Place(name, source, stores / f"{name}.zarr"))
     return places

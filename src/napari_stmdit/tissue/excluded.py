@@ -70,12 +70,16 @@ def exclude_file(section: Section, path: str | Path, classes: Sequence[str] = ()
     SectionError
         The file cannot be read, has no such class, or no spot lies inside.
     """
-    found = read_annotations(section.whole.spots, path).selections
+    read = read_annotations(section.whole.spots, path)
+    found = read.selections
     if missing := [name for name in classes if name not in found]:
         raise SectionError(
             f"no spot lies in regions of the class {some_of(map(shorten, missing))} of {Path(path).name}; those with spots inside are {some_of(found)}"
         )
-    return exclude(section, {name: ids for name, ids in found.items() if not classes or name in classes})
+    left = exclude(section, {name: ids for name, ids in found.items() if not classes or name in classes})
+    # a class without a spot matters where all are meant; x and y that look swapped always do
+    notes = [f"{Path(path).name}: {note}" for note in read.notes if not classes or "x and y" in note]
+    return replace(left, notes=(*left.notes, *notes))
 
 
 def excluded_as_kept(section: Section, own: Mapping[str, Any]) -> Section:

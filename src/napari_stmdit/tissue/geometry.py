@@ -301,8 +301,8 @@ def polygons_from_geojson(source: str | Path | Mapping[str, Any]) -> Polygons:
     return Polygons(rings=tuple(rings))
 
 
-def geojson_features(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield class or name, else *region*, and geometry of each feature, in order."""
+def geojson_features(content: Any, nested: bool = False) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield class or name, else *region*, and geometry of each feature, in order; ``nested``: also of QuPath's objects inside others."""
     waiting = [("region", content)]  # a stack, as a file may be nested deeper than the recursion limit
     while waiting:
         name, node = waiting.pop()
@@ -311,14 +311,23 @@ def geojson_features(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
         elif isinstance(node, Mapping):
             properties = node.get("properties")
             if isinstance(properties, Mapping):
-                kind = properties.get("classification")
-                own = (kind.get("name") if isinstance(kind, Mapping) else kind) or properties.get("name")
+                if nested:
+                    waiting.append(("region", properties.get("childObjects")))
+                own = _class_of(properties.get("classification")) or properties.get("name")
                 name = own if isinstance(own, str) else name
             inner = next((key for key in ("features", "geometries", "geometry") if key in node), None)
             if inner is None:
                 yield name, node
             else:
                 waiting.append((name, node[inner]))
+
+
+def _class_of(kind: Any) -> Any:
+    """Return the name of a class; QuPath writes the parts of a derived one, *Artefact: Fold*, as a list."""
+    if not isinstance(kind, Mapping):
+        return kind
+    parts = kind.get("names")
+    return kind.get("name") or (": ".join(map(str, parts)) if isinstance(parts, list) else None)
 
 
 def _rings(geometry: Mapping[str, Any], name: str) -> list[tuple[tuple[float, float], ...]]:

@@ -115,7 +115,7 @@ def read_annotations(spots: SpotTable, path: str | Path) -> Annotations:
     inside: dict[str, Any] = {}
     turned = 0
     y, x = spots.yx[:, 0], spots.yx[:, 1]
-    for number, (name, geometry) in enumerate(geojson_features(content)):
+    for number, (name, geometry) in enumerate(geojson_features(content, nested=True)):
         if geometry.get("type") not in ("Polygon", "MultiPolygon"):
             continue
         try:

@@ -375,7 +375,8 @@ def affines_of(element: Any) -> dict[str, Affine]:
         except (ValueError, NotImplementedError):
             continue
         affine = np.asarray(matrix, dtype=np.float64)
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
+        linear = affine[:2, :2]  # its size depends on the unit: metres make it tiny
+        if not np.isfinite(affine).all() or abs(np.linalg.det(linear)) <= 1e-12 * np.square(linear).sum():
             raise SectionError(
                 f"an element's transformation into coordinate system {name!r} cannot be undone: {affine.tolist()} over (y, x, 1)"
             )

@@ -245,6 +245,11 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         raise SectionError(f"the circles of {name} have an index that is not unique; expected one circle a spot")
     place = {instance: i for i, instance in enumerate(shapes.index.tolist())}
     at = np.array([place.get(instance, -1) for instance in rows.obs[attrs["instance_key"]].tolist()], dtype=np.int64)
+    if len(at) and (at < 0).all() and {str(i) for i in place} & set(map(str, rows.obs[attrs["instance_key"]])):
+        raise SectionError(
+            f"the column {attrs['instance_key']!r} of the table and the index of {name} hold the same ids, in one as text and in the other as numbers; "
+            "make them one type"
+        )
     if (at < 0).any():
         notes.append(f"{int((at < 0).sum())} rows of the table have no circle and are left out")
         rows, at = rows[at >= 0], at[at >= 0]
