@@ -6,6 +6,7 @@ Nothing is unpickled.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import re
 from collections import Counter
@@ -117,11 +118,20 @@ def _read_csv(path: Path) -> tuple[NDArray[np.float64], NDArray[np.str_], tuple[
     import pandas as pd
 
     with _as_damage(path):
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open("rb") as stream:
+            packed = stream.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as file:
             head = next((line for line in file if line.strip()), "")
         separator = max(",;\t", key=head.count)
         header = next(csv.reader([head], delimiter=separator), [])
-        table = pd.read_csv(path, sep=separator, index_col=0, dtype={0: str}, encoding="utf-8-sig")
+        table = pd.read_csv(
+            path,
+            sep=separator,
+            index_col=0,
+            dtype={0: str},
+            encoding="utf-8-sig",
+            compression="gzip" if packed else None,
+        )
     twice = [name for name, count in Counter(header[1:]).items() if count > 1]
     if twice:
         raise SectionError(f"{path} has the column {_some(twice)} more than once; expected each factor once")
