@@ -5,8 +5,6 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import re
 from collections import Counter
@@ -14,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import SectionError
-from .files import read_text
+from .files import is_packed, read_header, read_text
 
 VECTOR_NAMES = ("embeddings", "embedding", "features", "feats")
 ID_NAMES = ("barcodes", "barcode", "ids", "id", "spot_ids", "spot_id")
@@ -118,20 +116,9 @@ def _read_csv(path: Path) -> tuple[NDArray[np.float64], NDArray[np.str_], tuple[
     import pandas as pd
 
     with _as_damage(path):
-        with path.open("rb") as stream:
-            packed = stream.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as file:
-            head = next((line for line in file if line.strip()), "")
-        separator = max(",;\t", key=head.count)
-        header = next(csv.reader([head], delimiter=separator), [])
-        table = pd.read_csv(
-            path,
-            sep=separator,
-            index_col=0,
-            dtype={0: str},
-            encoding="utf-8-sig",
-            compression="gzip" if packed else None,
-        )
+        separator, header = read_header(path)
+        packing: Literal["gzip"] | None = "gzip" if is_packed(path) else None
+        table = pd.read_csv(path, sep=separator, index_col=0, dtype={0: str}, encoding="utf-8-sig", compression=packing)
     twice = [name for name, count in Counter(header[1:]).items() if count > 1]
     if twice:
         raise SectionError(f"{path} has the column {_some(twice)} more than once; expected each factor once")

@@ -6,6 +6,8 @@ ours. Devices, pipes and oversized files are refused.
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
 import math
 import os
@@ -152,6 +154,26 @@ def _check_nodes(root: yaml.Node) -> None:
         return sizes[id(node)]
 
     size(root, 0)
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a file is compressed by gzip, whatever it is called."""
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def read_header(path: Path) -> tuple[str, list[str]]:
+    """Return the separator of a table of text, comma, semicolon or tab, and the cells of its first row that is not blank; also of a packed one.
+
+    Raises
+    ------
+    OSError, UnicodeDecodeError
+        It cannot be read.
+    """
+    with gzip.open(path, "rt", encoding="utf-8-sig") if is_packed(path) else path.open(encoding="utf-8-sig") as file:
+        head = next((line for line in file if line.strip()), "")
+    separator = max(",;\t", key=head.count)
+    return separator, next(csv.reader([head], delimiter=separator), [])
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

@@ -86,8 +86,6 @@ def train(
             "hold_out": hold_out,
             "name": name,
             "start": start,
-        }
-        how |= {
             "factors": factors or (),
             "exclude": exclude,
             "orientation": orientation,

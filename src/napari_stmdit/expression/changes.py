@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from ..edits import Add, Edit, KnockOut, Scale, SetQuantile, Swap, Table, Towards
 from ..types import Genes, SpotTable
 from .edit_tables import EditTable, read_edit_table
-from .genes import match_genes, target_columns
+from .genes import columns_of, match_genes, target_columns
 from .normalise import counts_from, cp10k_log1p, totals_of
 from .programs import Programs
 
@@ -115,13 +115,6 @@ class Measured:
         return np.asarray(self.levels(columns, rows).mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 
-def columns_of(names: tuple[str, ...], genes: Genes) -> Columns:
-    """Return the columns of the genes that the table has, in its order; all columns of a symbol with several."""
-    match = match_genes(names, genes)
-    twins = [column for columns in match.ambiguous.values() for column in columns]  # one gene to the user: all change
-    return np.unique(np.concatenate([match.columns[match.columns >= 0], np.array(twins, dtype=np.int64)]))
-
-
 def genes_at(columns: Columns, genes: Genes) -> Genes:
     """Return the names of some columns."""
     return Genes(genes.symbols[columns], None if genes.ids is None else genes.ids[columns])
@@ -146,13 +139,14 @@ def gene_weights(edit: Edit, programs: Programs) -> dict[str, float]:
 
 def unread_genes(names: Sequence[str], wanted: Sequence[str], genes: Genes) -> tuple[str, ...]:
     """Return which named genes of a section are not among those that a checkpoint wants, whatever each calls them."""
-    read, literal = columns_of(tuple(wanted), genes), set(wanted)
-    places = {name: columns_of((name,), genes) for name in names}
-    return tuple(
-        name
-        for name, columns in places.items()
-        if not (np.isin(columns, read).any() if len(columns) else name in literal)
-    )
+    match, literal = match_genes(tuple(names), genes), set(wanted)
+    read = set(columns_of(tuple(wanted), genes).tolist())
+
+    def is_read(name: str, column: int) -> bool:
+        columns = match.ambiguous.get(name, (column,))
+        return name in literal if column < 0 else not read.isdisjoint(columns)
+
+    return tuple(name for name, column in zip(names, match.columns.tolist(), strict=True) if not is_read(name, column))
 
 
 def active_edits(edits: Sequence[Edit]) -> list[Edit]:

@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 
 from ..edits import Edit, KnockOut, Scale, Table
 from ..errors import GeneError, first_line
-from ..files import is_number, user_path
+from ..files import is_number, read_header, user_path
 from ..storage import fingerprint
 from ..types import SpotTable
 from .genes import match_genes
@@ -315,9 +315,7 @@ def _read_text(path: Path) -> tuple[list[str], list[str], csr_matrix]:
     import pandas as pd
 
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = next((line for line in file if line.strip()), "")
-        separator = csv.Sniffer().sniff(head, delimiters=",\t;").delimiter if head.strip() else ","
+        separator, header = read_header(path)
         frame = pd.read_csv(path, sep=separator, index_col=0, dtype={0: str}, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:  # pandas' own errors are ValueErrors
         raise GeneError(f"{path.name} cannot be read as a table of spots by genes: {first_line(error)}") from None
@@ -328,9 +326,7 @@ def _read_text(path: Path) -> tuple[list[str], list[str], csr_matrix]:
         raise GeneError(
             f"{path.name}: the column {text!r} does not hold numbers; expected a value for each spot and gene"
         )
-    with path.open(encoding="utf-8-sig", newline="") as file:  # pandas renames a column that is there twice
-        header = next(row for row in csv.reader(file, delimiter=separator) if any(cell.strip() for cell in row))
-    # R names no column of row names
+    # the header itself, as pandas renames a column that is there twice; R names no column of row names
     genes = header if len(header) == frame.shape[1] else header[1:]
     if len(genes) != frame.shape[1]:
         raise GeneError(

@@ -23,13 +23,12 @@ from .changes import (
     active_edits,
     apply_changes,
     changes_of,
-    columns_of,
     edited_genes,
     spot_weights,
 )
 from .edit_tables import read_edit_table, table_fault
 from .following import following
-from .genes import match_genes, target_columns
+from .genes import columns_of, match_genes, target_columns
 from .normalise import PER, cp10k_log1p, totals_of
 from .programs import Programs
 

@@ -17,7 +17,6 @@ from .changes import (
     active_edits,
     apply_changes,
     changes_of,
-    columns_of,
     edited_genes,
     gene_weights,
     genes_at,
@@ -26,7 +25,7 @@ from .changes import (
 )
 from .covariation import MIN_GENES, MIN_SPOTS, Covariation, covariation_of
 from .edit_tables import read_edit_table
-from .genes import match_genes
+from .genes import columns_of, match_genes
 from .normalise import PER, counts_from, cp10k_log1p
 from .programs import Programs
 
@@ -162,7 +161,9 @@ def following(
     held = np.zeros((len(own), len(named)))
     for edit, theirs in naming:
         places = np.searchsorted(named, theirs)
-        weights = spot_weights(edit, ids) * np.isin(ids, list(_members(edit, ids)))
+        weights = spot_weights(edit, ids)
+        if (members := _members(edit)) is not None:
+            weights = weights * np.isin(ids, list(members))
         held[:, places] = np.maximum(held[:, places], weights[:, None])
     held = np.minimum(held / np.where(share > 0, share, 1)[:, None], 1)
     return Following(known, own, known.factors(full, columns), share, named, held)
@@ -217,11 +218,11 @@ def _columns(edits: Sequence[Edit], programs: Programs, genes: Genes) -> NDArray
     return columns_of(tuple(names), genes)
 
 
-def _members(edit: Edit, ids: Sequence[str]) -> Collection[str]:
-    """Return the spots that an edit can change: those of its groups or of its table, else all."""
+def _members(edit: Edit) -> Collection[str] | None:
+    """Return the only spots that an edit can change: those of its groups or of its table; None where there is no such limit."""
     if isinstance(edit, Swap):
         return {*edit.group_a, *edit.group_b}
-    return read_edit_table(edit).ids if isinstance(edit, Table) else ids
+    return read_edit_table(edit).ids if isinstance(edit, Table) else None
 
 
 FOLLOWING_SHARE = 0.1

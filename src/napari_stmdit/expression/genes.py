@@ -67,6 +67,13 @@ def match_genes(wanted: tuple[str, ...], genes: Genes) -> GeneMatch:
     return _INDICES.get(genes, lambda: _Index(genes)).match(wanted)
 
 
+def columns_of(names: tuple[str, ...], genes: Genes) -> NDArray[np.int64]:
+    """Return the columns of the genes that the table has, in its order; all columns of a symbol with several."""
+    match = match_genes(names, genes)
+    twins = [column for columns in match.ambiguous.values() for column in columns]  # one gene to the user: all change
+    return np.unique(np.concatenate([match.columns[match.columns >= 0], np.array(twins, dtype=np.int64)]))
+
+
 def target_columns(
     names: tuple[str, ...], genes: Genes, only: Sequence[str] = ()
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -78,9 +85,7 @@ def target_columns(
     match = match_genes(names, genes)
     keep = match.columns >= 0
     if only:
-        asked = match_genes(tuple(only), genes)
-        twins_asked = [c for columns in asked.ambiguous.values() for c in columns]
-        keep &= np.isin(match.columns, [*asked.columns[asked.columns >= 0].tolist(), *twins_asked])
+        keep &= np.isin(match.columns, columns_of(tuple(only), genes))
     kept = {gene for gene, k in zip(names, keep, strict=True) if k}
     twins = np.array(
         [c for gene, columns in match.ambiguous.items() if gene in kept for c in columns[1:]], dtype=np.int64

@@ -193,18 +193,13 @@ def _places(entries: dict[int, SectionEntry], output: Any, root: Path, faults: l
             faults.append(
                 (f"{where}.name", f"{name!r} is also the name of sections.{twin}; give each section a name of its own")
             )
-        update: dict[str, Any] = {"path": path}
-        if url is not None:
-            update["path"] = url
-        if entry.fullres is not None and (root / entry.fullres).is_file():
-            update["fullres"] = root / entry.fullres
-        elif (
-            entry.fullres is not None
-            and path.is_dir()
-            and not is_spatialdata(path)
-            and not (path / entry.fullres).is_file()
-        ):
-            faults.append((f"{where}.fullres", f"there is no file {root / entry.fullres}, nor {path / entry.fullres}"))
+        update: dict[str, Any] = {"path": url or path}
+        if entry.fullres is not None:
+            slide = _path(entry.fullres, root, f"{where}.fullres", faults)
+            if slide.is_file():
+                update["fullres"] = slide
+            elif path.is_dir() and not is_spatialdata(path) and not (path / entry.fullres).is_file():
+                faults.append((f"{where}.fullres", f"there is no file {slide}, nor {path / entry.fullres}"))
         for field in ("predicted_expression", "exclude"):
             if (given := getattr(entry, field)) is not None:
                 update[field] = _path(given, root, f"{where}.{field}", faults)

@@ -111,6 +111,18 @@ def take_lock(folder: Path) -> BaseFileLock:
     return lock
 
 
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Hold a folder, made where it is not there, inside this context; errors as for `take_lock`."""
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 # Writing so that a power cut, a full disk or a kill never leaves half a file or folder under its name.
 
 

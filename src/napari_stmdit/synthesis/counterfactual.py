@@ -183,7 +183,7 @@ def map_key(section: Section, card: CheckpointCard, model: PatchModel) -> str:
     known: dict[tuple[object, ...], str] = _map_keys.get(section, dict)
     asked = (card.patch_px, card.patch_mpp, _most_spots(model))
     if asked not in known:
-        read = section.spots.yx[spaced_rows(section, _most_spots(model))]
+        read = section.spots.yx[map_rows(section, model)]
         boxes = [box.source for box in boxes_around(read, card.patch_px, card.patch_mpp / section.mpp)]
         known[asked] = of_json(section_identity(section, boxes, card.patch_px))
     return known[asked]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..files import is_packed
 from ..text import shorten
 from ..types import Genes
 
@@ -308,9 +309,7 @@ def _open(folder: Path, name: str) -> Any:
     path = next((folder / n for n in (f"{name}.gz", name) if (folder / n).is_file()), None)
     if path is None:
         raise SectionError(f"{folder} holds neither {name}.gz nor {name}")
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if compressed else path.open("rb")
+    return gzip.open(path, "rb") if is_packed(path) else path.open("rb")
 
 
 def _lines(folder: Path, name: str) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import SectionError
+from ..files import is_packed
 from ..text import shorten, some_of
 from ..types import Section
 from .counts import is_like_counts, lacks_counts
@@ -118,10 +119,8 @@ def open_flat(path: Path, fullres: Path | None = None, mpp: float | None = None)
 def _place(file: Path, target: Path) -> None:
     """Put a file where Space Ranger has it, unpacked if it is packed, whatever its name says."""
     target.parent.mkdir(exist_ok=True)
-    with file.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
     try:
-        with gzip.open(file, "rb") if packed else file.open("rb") as source, target.open("wb") as sink:
+        with gzip.open(file, "rb") if is_packed(file) else file.open("rb") as source, target.open("wb") as sink:
             shutil.copyfileobj(source, sink)
     except (OSError, EOFError) as error:
         raise SectionError(f"{file} cannot be unpacked: {error}") from error

@@ -22,7 +22,7 @@ from ..evaluation.cases import EvaluationRequest
 from ..evaluation.counterfactual import CounterfactualCheck
 from ..model.autoencoder import FACTOR
 from ..progress import BATCH, CancelToken
-from ..storage.atomic import LOCK, check_free, replacing, take_lock, write_text
+from ..storage.atomic import LOCK, check_free, holding, replacing, write_text
 from ..tissue.open import SectionSource
 from ..types import Orientation
 from .adapt_config import MAX_CROPS, build_config, check_room, programs_among
@@ -207,16 +207,14 @@ def _held(work: Path) -> Iterator[None]:
     """Hold a work folder; raises StoreError where it holds something else, or another process is at work in it."""
     if read_request(work) is None and not _is_held_alone(work):
         check_free(work, "give another name or another --output")
-    work.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(work)
-    try:
-        yield
-    finally:
-        lock.release()
-        if not (work / REQUEST).exists():  # nothing was begun
-            with suppress(OSError):
-                (work / LOCK).unlink(missing_ok=True)
-                work.rmdir()
+    with holding(work):
+        try:
+            yield
+        finally:
+            if not (work / REQUEST).exists():  # nothing was begun
+                with suppress(OSError):
+                    (work / LOCK).unlink(missing_ok=True)
+                    work.rmdir()
 
 
 def _is_held_alone(work: Path) -> bool:

@@ -129,9 +129,9 @@ def _open(request: AdaptRequest) -> list[TrainingPart]:
         raise RequestError([("factors", said)])
     for number, path in enumerate(request.sections):
         fullres, mpp = (request.fullres, request.mpp) if number == 0 else (None, None)
-        adjusted: dict[str, Any] = {"orientation": request.orientation} if number == 0 else {}
-        if number == 0 and request.exclude is not None:
-            adjusted["exclude"] = str(Path(request.exclude).expanduser().absolute())
+        adjusted: dict[str, Any] = (
+            {"orientation": request.orientation, "exclude": request.exclude} if number == 0 else {}
+        )
         factors = request.factors[number] if request.factors else None
         try:
             section = open_section(path, fullres=fullres, mpp=mpp, factors=factors, **adjusted)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import CheckpointError, RequestError
 from ..progress import CancelToken
-from ..storage.atomic import take_lock
+from ..storage.atomic import holding
 from ..synthesis.identity import differences
 from ..tissue.identity import section_identity, whole_slide_hash
 from ..types import Section
@@ -198,24 +198,11 @@ def train(
         check_target(config)  # now, not after hours of training
     control = Control(on_progress, cancel)
     result = config.output
-    with _held(config.output):
+    follows = is_launched() and int(os.environ["RANK"]) != 0  # the leading one of launched processes holds the folder
+    with nullcontext() if follows else holding(config.output):
         for name in stages:
             result = run_stage(config, name, control)
     return result
-
-
-@contextmanager
-def _held(work: Path) -> Iterator[None]:
-    """Keep other trainings out of the work files; of launched processes the leading one does."""
-    if is_launched() and int(os.environ["RANK"]) != 0:
-        yield
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(work)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def run_stage(config: TrainingConfig, stage: str, control: Control | None = None) -> Path:

@@ -139,7 +139,8 @@ class Live:
             self._asked = self._request()
         else:
             # the run's first patches took the picture away, and the tissue would not draw again what it drew
-            self._tissue = None if self._layer is None else self._tissue
+            if self._layer is None:
+                self._tissue = None
             self.follow()
 
     def _run_goes_on(self, progress: Progress | None) -> None:
