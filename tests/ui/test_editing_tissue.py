@@ -320,7 +320,7 @@ def test_a_result_of_another_section_is_neither_run_again_nor_laid_over_this_one
     ):
         state.message = None
         ask()
-        assert "which is not open as it was then; open that section first" in state.message.text
+        assert state.message.text.startswith(f"Open {tiny_section.name} first, as it was then: ")
     assert state.comparison is None and [one.number for one in state.results] == [entry.number]
     presenter.show(tiny_section)
     assert presenter.runs.run_again(entry.number)

@@ -232,7 +232,7 @@ class ResultList:
                 continue
             own = entry.section
             if (own.path or own.name) != (here.path or here.name) or not is_same_section(own, here):
-                return f"{entry.name} is of {entry.section.name}, which is not open as it was then; open that section first."
+                return f"Open {own.name} first, as it was then: {entry.title[0]} was made from it."
         return ""
 
     def removed(self, layer: Any) -> int | None:
