@@ -265,10 +265,13 @@ def test_the_close_up_and_the_contact_sheet(viewer, opened, tmp_path):  # noqa: 
     assert settle(lambda: opened.sheet.isVisible())
     small = max(picture.pixmap().width() for picture in opened.sheet.findChildren(Picture))
     opened.sheet.resize(1400, 700)
-    settle(lambda: False, 0.2)
-    pictures = [picture for picture in opened.sheet.findChildren(Picture) if picture.isVisible()]
-    assert len(pictures) == 8 and all(p.pixmap().width() == p.pixmap().height() for p in pictures)
-    assert min(picture.pixmap().width() for picture in pictures) > small
+
+    def larger():
+        pictures = [picture for picture in opened.sheet.findChildren(Picture) if picture.isVisible()]
+        return len(pictures) == 8 and min(picture.pixmap().width() for picture in pictures) > small
+
+    assert settle(larger, 5)
+    assert all(p.pixmap().width() == p.pixmap().height() for p in opened.sheet.findChildren(Picture) if p.isVisible())
     assert "more ERBB2" in opened.sheet.title.plain()
     opened.sheet.save(tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
