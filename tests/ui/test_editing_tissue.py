@@ -322,8 +322,23 @@ def test_a_result_of_another_section_is_neither_run_again_nor_laid_over_this_one
         ask()
         assert state.message.text.startswith(f"Open {tiny_section.name} first, as it was then: ")
     assert state.comparison is None and [one.number for one in state.results] == [entry.number]
+    scale = replace(tiny_section.calibration, mpp=2 * tiny_section.mpp)
+    presenter.show(replace(tiny_section, calibration=scale))
+    assert not presenter.runs.run_again(entry.number)
     presenter.show(tiny_section)
     assert presenter.runs.run_again(entry.number)
+
+
+def test_results_of_a_section_that_is_opened_again_are_its_own(presenter, tiny_section, tmp_path):
+    entry = run(presenter)
+    presenter.compare.stop()
+    presenter.show(replace(tiny_section, path=tmp_path / "another"))
+    assert not len(presenter.looking.frames(entry.number))
+    again = replace(tiny_section)  # read anew
+    presenter.show(again)
+    (known,) = presenter.state.results
+    assert known.section is again and len(presenter.looking.frames(entry.number))
+    assert presenter.results.made(entry.request, presenter.state.checkpoint) is None
 
 
 def test_faults_of_a_result_are_not_those_of_the_form(presenter):

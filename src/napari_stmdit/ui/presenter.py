@@ -210,6 +210,7 @@ class Presenter:
                     self.results.show(entry.number, False)
         self.view = SectionView(viewer, section, self._refused, self.select_all, self._read_outlines)
         state = self.state
+        self.results.opened_again(section)
         state.section = section
         self.view.show()
         if self.view.slide is not None:

@@ -224,15 +224,18 @@ class ResultList:
         """Return a result of the list, or None."""
         return next((e for e in self.state.results if e.number == number), None)
 
+    def opened_again(self, section: Section) -> None:
+        """Count results of this very section, opened before, among those of the open one."""
+        self.state.results = tuple(
+            replace(entry, section=section) if _is_like(entry.section, section) else entry
+            for entry in self.state.results
+        )
+
     def elsewhere(self, *numbers: int | None) -> str:
-        """Return a sentence where one of these results is of another section than the open one, or of other positions of its spots."""
-        here = self.state.section
+        """Return a sentence where one of these results is of another section than the open one, or of it otherwise opened."""
         for entry in map(self.entry, numbers):
-            if entry is None or here is None or entry.section is here:
-                continue
-            own = entry.section
-            if (own.path or own.name) != (here.path or here.name) or not is_same_section(own, here):
-                return f"Open {own.name} first, as it was then: {entry.title[0]} was made from it."
+            if entry is not None and entry.section is not self.state.section:
+                return f"Open {entry.section.name} first, as it was then: {entry.title[0]} was made from it."
         return ""
 
     def removed(self, layer: Any) -> int | None:
@@ -383,11 +386,10 @@ class ResultList:
         """Return the finished result of the same request and checkpoint, or None: its pixels would be the same."""
         sha = None if model is None else model.provenance.get("sha256")
         for entry in self.state.results:
-            whole = (
-                entry.result is not None and len(entry.spots) >= entry.planned and entry.section is self.state.section
-            )
             if (
-                whole
+                entry.result is not None
+                and entry.result.section is self.state.section  # opened again, its counts may be others
+                and len(entry.spots) >= entry.planned
                 and entry.request == request
                 and dict(entry.provenance.get("checkpoint") or {}).get("sha256") == sha
             ):
@@ -416,6 +418,13 @@ class ResultList:
             ),
             None,
         )
+
+
+def _is_like(before: Section, now: Section) -> bool:
+    """Return whether a section is what it was when it was open before: its spots, its scale and its slide."""
+    slides = [None if s.image is None else (s.image.file, s.image.pixel_size, s.image.shape) for s in (before, now)]
+    known = (before.path or before.name, before.calibration.mpp, slides[0])
+    return known == (now.path or now.name, now.calibration.mpp, slides[1]) and is_same_section(before, now)
 
 
 def thumbnail_of(rgba: Any) -> NDArray[np.uint8]:
