@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .devices import memory_given_back
 from .errors import NotFiniteError, StoreError
-from .progress import Batches
+from .progress import Batches, mapped
 from .types import DenoiseStep
 
 if TYPE_CHECKING:
@@ -273,19 +273,9 @@ def taken(conditions: ConditionTensors, items: Sequence[int]) -> ConditionTensor
 
 def _in_steps(work: Generator[float, None, Any], steps: int) -> Generator[DenoiseStep, None, Any]:
     """Yield shares of the work as steps, keeping the last one for the images; return the work's result."""
-    while True:
-        try:
-            share = next(work)
-        except StopIteration as ended:
-            return ended.value
-        yield DenoiseStep(min(int(share * steps), steps - 1), steps)
+    return mapped(work, lambda share: DenoiseStep(min(int(share * steps), steps - 1), steps))
 
 
 def _shares(work: Any, start: float) -> Generator[float, None, Any]:
     """Yield the share of the whole from an integration that is one half of it, beginning at ``start``."""
-    while True:
-        try:
-            step = next(work)
-        except StopIteration as ended:
-            return ended.value
-        yield start + step.fraction / 2
+    return mapped(work, lambda step: start + step.fraction / 2)

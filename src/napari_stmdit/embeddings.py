@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import SectionError
 from .files import is_packed, read_header, read_text
+from .text import some_of
 
 VECTOR_NAMES = ("embeddings", "embedding", "features", "feats")
 ID_NAMES = ("barcodes", "barcode", "ids", "id", "spot_ids", "spot_id")
@@ -378,8 +379,8 @@ def _faults(ids: NDArray[np.str_], vectors: NDArray[np.float32]) -> list[str]:
         faults.append(f"{int((ids == '').sum())} ids are empty")
     if vectors.size and not np.isfinite(vectors).all():
         wrong = np.flatnonzero(~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1))
-        named = [str(ids[row]) if row < ids.size else f"row {row}" for row in wrong[:_MAX_SHOWN]]
-        faults.append(f"{len(wrong)} vectors hold values that are not finite in float32: {_some(named, len(wrong))}")
+        named = [str(ids[row]) if row < ids.size else f"row {row}" for row in wrong]
+        faults.append(f"{len(wrong)} vectors hold values that are not finite in float32: {_some(named)}")
     return faults
 
 
@@ -388,9 +389,8 @@ def _refuse(source: str, faults: list[str]) -> None:
         raise SectionError(f"{source} is not usable: {'; '.join(faults)}.")
 
 
-def _some(names: list[str], total: int | None = None) -> str:
-    more = (len(names) if total is None else total) - len(names[:_MAX_SHOWN])
-    return ", ".join(repr(name) for name in names[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
+def _some(names: list[str]) -> str:
+    return some_of(map(repr, names), _MAX_SHOWN)
 
 
 def _hint(missing: list[str], have: list[str]) -> str:

@@ -422,7 +422,7 @@ class Windows:
     source_boxes
         (n, 4) (y0, x0, y1, x1) in full-resolution pixels: where their morphology is read.
     rows, weights
-        (n, k) rows of the spots that a window's expression is made of, and their weights, which sum to one.
+        (n, k) rows of the spots that a window's expression is made of, the nearest first, and their weights, which sum to one.
     cells
         (h, w) bool over the canvas: which blocks of ``cell`` x ``cell`` pixels belong to the region.
     cell

@@ -340,7 +340,8 @@ def two_docks(no_leaks, make_napari_viewer, tiny_section):  # noqa: F811
         assert dock.section.example.isVisible() and not dock.steps.isVisible()
         dock.presenter.use_model(CropModel(card))
         dock.presenter.show(replace(tiny_section, name=name))
-        assert settle(lambda: dock.pages["choose"].isVisible() and middle_of(window) > 60, 10)
+        page = dock.pages["choose"]
+        assert settle(lambda own=window, page=page: page.isVisible() and middle_of(own) > 60, 10)
         found.append((window, dock))
     return found
 

@@ -34,6 +34,7 @@ from napari_stmdit.evaluation.measures import STAINS, crops_at, haematoxylin_den
 from napari_stmdit.evaluation.report import interval_text, number
 from napari_stmdit.evaluation.spaces import RandomConvolutions
 from napari_stmdit.evaluation.work import STACKS
+from napari_stmdit.expression.regression import evenly_spaced
 from napari_stmdit.progress import CancelToken
 from napari_stmdit.synthesis.counterfactual import follows_of
 from napari_stmdit.synthesis.windows import CELL
@@ -549,6 +550,6 @@ def test_the_check_reads_as_many_spots_for_the_map_as_a_run_does(many_spots, mon
     check, _ = many_spots
     check.without.clear()
     monkeypatch.setattr(counterfactual, "MAX_FURTHER_SPOTS", 150)
-    kept = ~np.isin(check.folds[counterfactual.spaced_rows(check.section, 150)], check.folds[[3, 40]])
+    kept = ~np.isin(check.folds[evenly_spaced(len(check.section.spots), 150)], check.folds[[3, 40]])
     assert check._follows_without(3, 40).map.spots == kept.sum() < 150
     check.without.clear()

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from evaluation_study import CARD, GENES, Described, telling_section
 
-from napari_stmdit.encoders.regression import blocks_of, ridge_weights
 from napari_stmdit.errors import RequestError
 from napari_stmdit.evaluation.measures import SpotSet
 from napari_stmdit.evaluation.reading import (
@@ -22,6 +21,7 @@ from napari_stmdit.evaluation.reading import (
 )
 from napari_stmdit.evaluation.spaces import RandomConvolutions
 from napari_stmdit.evaluation.statistics import spot_weights
+from napari_stmdit.expression.regression import blocks_of, ridge_weights
 
 
 def linear(genes=("A", "B"), space="random", d=3):

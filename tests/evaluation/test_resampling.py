@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from napari_stmdit.encoders.regression import centred
 from napari_stmdit.evaluation.statistics import Interval, correlation_draws, mean_draws, resampled, spot_weights
+from napari_stmdit.expression.regression import centred
 
 
 def test_weights_are_draws_of_spots_within_their_sections():

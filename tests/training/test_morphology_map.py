@@ -10,8 +10,8 @@ from tiny import TINY_GENES
 
 from napari_stmdit.assemble import load_checkpoint
 from napari_stmdit.encoders import morphology_map
-from napari_stmdit.encoders.regression import compact_folds
 from napari_stmdit.errors import CheckpointError
+from napari_stmdit.expression.regression import compact_folds
 from napari_stmdit.model.folder import map_folder, read_folder
 from napari_stmdit.model.foreign.inspect import inspect_checkpoint
 from napari_stmdit.synthesis.counterfactual import fitted_map

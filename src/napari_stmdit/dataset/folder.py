@@ -24,7 +24,6 @@ from ..files import BadFile, user_path
 from ..storage.atomic import (
     LOCK,
     bring_to_disk,
-    digest,
     explained,
     place_folder,
     read_object,
@@ -35,6 +34,7 @@ from ..storage.atomic import (
     take_lock,
     write_json,
 )
+from ..storage.fingerprint import of_file
 from ..synthesis.identity import differences
 from ..synthesis.result import Finished
 from ..synthesis.session import unfinished_folder
@@ -201,7 +201,7 @@ def complete_manifest(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] 
 def measure(path: Path) -> tuple[int, str]:
     """Return size and SHA-256 of a file, or of a folder (names and hashes of its files)."""
     if path.is_file():
-        return path.stat().st_size, digest(path)
+        return path.stat().st_size, of_file(path)
     total, size = hashlib.sha256(), 0
     for file in _files(path):
         file_bytes, sha256 = measure(file)

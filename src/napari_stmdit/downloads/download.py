@@ -19,7 +19,8 @@ from ..errors import DownloadError
 from ..files import BadFile, is_offline, read_json
 from ..frozen import Frozen
 from ..progress import CancelToken, DownloadProgress, Stopwatch
-from ..storage.atomic import digest, hold, write_text
+from ..storage.atomic import hold, write_text
+from ..storage.fingerprint import of_file
 from .places import Entry, download_directory, find_reference
 from .transfer import PartFile, RemoteFile, check_cancelled, fetch, has_part, look_up, offline_error, writing_error
 
@@ -145,7 +146,7 @@ def download(
         else:
             parts = _copy_all(entry, places, report, cancel)
         hashes = dict(zip(entry.files, (part.sha256 for part in parts), strict=True))
-        _check_ours(entry, folder, force, lambda name: digest(folder / name) == hashes[name])
+        _check_ours(entry, folder, force, lambda name: of_file(folder / name) == hashes[name])
         record = _record(entry, parts, revision, source_folder)
         _publish(folder, parts, record)
     return Downloaded(entry, folder, record, already=False)

@@ -16,13 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import CheckpointError, SectionError
-from .regression import centred, compact_folds, ridge_weights
+from ..expression.regression import PENALTIES, centred, compact_folds, ridge_weights, spread_of
 from .tensors import read_arrays, read_config, write_encoder
 
 MIN_SPOTS = 100
 """Minimum number of spots of a fit: with fewer, explained variance cannot be told from chance."""
-PENALTIES = np.logspace(-3, 3, 13)
-"""Candidate ridge penalties of each component, per spot and for standardised expression."""
 MAX_COMPONENTS = 64
 """Maximum number of predicted principal components of morphology."""
 
@@ -105,8 +103,8 @@ class MorphologyMap:
         x, y = e - e.mean(axis=0), m.reshape(len(m), -1)
         left = y - self.delta(np.zeros_like(expression), expression).reshape(y.shape)
         y, left = y - y.mean(axis=0), left - left.mean(axis=0)
-        spread = x.std(axis=0)
-        x /= np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)
+        unit = spread_of(x)
+        x /= unit
         basis, scores = _components(left, m.shape[1])
         whole, folds = y @ basis.T, compact_folds(yx)
         blind = np.zeros(scores.shape[1])  # squared errors on tissue left out: of the mean,
@@ -123,7 +121,7 @@ class MorphologyMap:
         if best == len(PENALTIES):
             return self
         (slopes,) = ridge_weights(x, scores, PENALTIES[[best]] * len(x))
-        weights = np.concatenate([self.weights, slopes / np.where(spread > 0, spread, 1)[:, None]], axis=1)
+        weights = np.concatenate([self.weights, slopes / unit[:, None]], axis=1)
         components = np.concatenate([self.components, basis])
         penalties = np.append(self.penalties, np.full(len(basis), PENALTIES[best]))
         r2 = 1 - missed[best] / np.maximum(blind, 1e-30)
@@ -261,8 +259,8 @@ def fit_morphology_map(
         return _still(e.shape[1], shape, np.zeros(0), 0.0, len(e))
     left_out = _folds(folds, groups, yx, len(e))
     x, y = centred(e, groups), centred(m.reshape(len(m), -1), groups)
-    spread = x.std(axis=0)
-    x /= np.where(spread > 1e-6 * max(float(spread.max()), 1e-30), spread, np.inf)  # what never varies says nothing
+    unit = spread_of(x)
+    x /= unit  # what never varies says nothing
     basis, scores = _components(y, m.shape[1])
     names = np.unique(left_out)
     # squared error of the mean on tissue left out, and what the map saves of it, fold by fold
@@ -285,7 +283,7 @@ def fit_morphology_map(
     share = float(gained[kept].sum() / max(float(total_ss.sum()) + beyond, 1e-30))
     if not kept.any():
         return _still(e.shape[1], shape, r2, share, len(e))
-    slopes = _weights(x, scores, chosen)[:, kept] / np.where(spread > 0, spread, 1)[:, None]
+    slopes = _weights(x, scores, chosen)[:, kept] / unit[:, None]
     arrays = (slopes, basis[kept], r2, chosen[kept])
     weights32, components, r2_32, penalties = (np.asarray(array, dtype=np.float32) for array in arrays)
     return MorphologyMap(shape, weights32, components, r2_32, share, penalties, len(e))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Fault, table
 from ..files import BadFile, read_json
-from ..storage.atomic import write_text
+from ..storage.atomic import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +30,7 @@ def write_encoder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     found = {name: value if is_tensor(value) else tensor(value) for name, value in tensors.items()}
     save_file({name: value.detach().cpu().contiguous() for name, value in found.items()}, folder / WEIGHTS)
-    write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+    write_json(folder / CONFIG, config)
 
 
 def read_config(folder: Path, what: str = "encoder") -> dict[str, Any]:

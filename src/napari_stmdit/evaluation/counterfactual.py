@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from ..edits import KnockOut, Towards
 from ..encoders.morphology_map import fit_morphology_trend
-from ..encoders.regression import compact_folds
 from ..errors import RequestError
 from ..expression.covariation import covariation_of
 from ..expression.programs import known_programs
+from ..expression.regression import compact_folds, spread_of
 from ..intent import Request
 from ..progress import Batches, CancelToken, Progress, Stopwatch, finish, mapped
 from ..regions import Polygons
@@ -49,7 +49,6 @@ from .effects import (
     painted_crop,
     ridge_change,
     slide_on,
-    spread_of,
     swap_coefficient,
 )
 from .measures import PatchStatistics, SpotSet, measure, reconstruct

@@ -13,10 +13,11 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import cKDTree
 
 from ..edits import Add, Towards
-from ..encoders.regression import compact_folds, ridge_weights
+from ..encoders.morphology_map import vectors_of
 from ..expression.changes import Measured
 from ..expression.edits import apply_edits, edited_depths
 from ..expression.following import following
+from ..expression.regression import PENALTIES, compact_folds, ridge_weights, spread_of
 from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..regions import Polygons
@@ -31,8 +32,6 @@ from .measures import nuclei_places, nucleus_pixels, stain_density
 from .spaces import FeatureSpace
 from .statistics import Interval, resampled
 
-PENALTIES = np.logspace(-3, 3, 13)
-"""Ridge penalties to try for the ceiling, per spot and for standardised expression."""
 MIN_CHANGE, TOLERANCE = 0.01, 1e-3
 """Haematoxylin density: minimum change of a spot that moved, and step back between doses that counts as rounding."""
 SAME_NUCLEUS_UM = 5.0
@@ -177,7 +176,7 @@ def _predicted_without(
     expression: NDArray[np.float32], values: Array, yx: Array
 ) -> tuple[NDArray[np.int64], Callable[[frozenset[int], NDArray[np.int64]], Array]]:
     """Return folds (n,) of neighbours, and what predicts a measure at some spots from all others but some folds."""
-    x = (expression.mean(axis=1) if expression.ndim == 3 else expression).astype(np.float64)
+    x = vectors_of(expression).astype(np.float64)
     x = (x - x.mean(axis=0)) / spread_of(x)
     folds = compact_folds(yx, min(16, max(len(yx) // 10, 1)))
     penalties: dict[frozenset[int], float] = {}
@@ -190,13 +189,6 @@ def _predicted_without(
         return found
 
     return folds, predicted
-
-
-def spread_of(values: NDArray[np.floating], share: float = 1e-6) -> NDArray[np.floating]:
-    """Return the standard deviation (d,) of values (n, d) as a unit; infinite below a share of the largest."""
-    spread = values.std(axis=0)
-    unit: NDArray[np.floating] = np.where(spread > share * max(float(spread.max()), 1e-30), spread, np.inf)
-    return unit
 
 
 def _best_penalty(x: Array, y: Array, folds: NDArray[np.int64]) -> float:

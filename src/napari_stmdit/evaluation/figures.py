@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoders.regression import centred
+from ..expression.regression import centred
 from ..text import counted
 from .measures import MEASURES, STATISTICS, CaseValues
 from .reading import FIRST_TOP, ExpressionReader, fidelity, relative, top_n_curve

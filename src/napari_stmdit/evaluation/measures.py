@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from ..expression.regression import evenly_spaced
 from ..intent import CheckpointCard
 from ..progress import finish
 from ..synthesis.canvas import boxes_around
@@ -201,7 +202,7 @@ class PatchMetrics:
         self, real: Patches, patch_um: float, spaces: Sequence[FeatureSpace], lpips: Lpips | None = None
     ) -> None:
         self.crops, self.patch_um, self.spaces, self._lpips = real, patch_um, tuple(spaces), lpips
-        self.shown = np.unique(np.linspace(0, len(real) - 1, min(MAX_SHOWN, len(real))).round().astype(np.int64))
+        self.shown = evenly_spaced(len(real), MAX_SHOWN)
         features = {space.name: space.features(real) for space in self.spaces}
         values = PatchValues(features, statistics_of(real, patch_um), {})
         self.real = CaseValues("real", "real patches of the spots", False, [values], real[self.shown])

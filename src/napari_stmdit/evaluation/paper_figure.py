@@ -18,7 +18,7 @@ from ..edits import Swap
 from ..errors import StoreError
 from ..expression.changes import active_edits, spot_weights
 from ..files import user_path
-from ..storage.atomic import replacing
+from ..storage.atomic import new_file
 from ..synthesis.result import Finished, Result, finished
 from ..synthesis.stored import StoredResult
 from ..text import capitalised
@@ -118,14 +118,8 @@ def write_figure(result: Result | StoredResult, path: str | Path, *, width_mm: f
         raise StoreError("the result holds no finished patch; there is nothing to draw")
     label = label_of_result(made.provenance)
     content = _content(_panels(made, label, round(width_mm / MM_PER_INCH * dpi)), width_mm, dpi, label, ending)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, new=True) as draft:
-            draft.write_bytes(content)
-    except FileExistsError:
-        raise StoreError(f"{file} is already there; nothing is overwritten, give another name") from None
-    except OSError as error:
-        raise StoreError(f"{file} cannot be written: {error}") from error
+    with new_file(file) as draft:
+        draft.write_bytes(content)
     return file
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import StoreError
-from ..storage.atomic import replacing
+from ..storage.atomic import new_file
 from ..synthesis.variants import ContactSheet
 from ..tissue.export import EDITED_TYPE, NEW, label_of_result, labelled
 
@@ -94,13 +94,8 @@ def save_sheet(sheet: ContactSheet, path: str | Path) -> Path:
     record = {"title": sheet.title, "spot": sheet.spot, "cells": [[c.label, dict(c.provenance)] for c in sheet.cells]}
     made = [label_of_result(cell.provenance) for cell in sheet.cells]
     label = next((each for each in made if each.source == EDITED_TYPE), NEW)
-    try:
-        with replacing(path, new=True) as draft:
-            sheet_picture(sheet).save(draft, format="PNG", **labelled(label, stmdit=json.dumps(record)))
-    except FileExistsError:
-        raise StoreError(f"{path} is already there; nothing is overwritten, give another name") from None
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
+    with new_file(path) as draft:
+        sheet_picture(sheet).save(draft, format="PNG", **labelled(label, stmdit=json.dumps(record)))
     return path
 
 

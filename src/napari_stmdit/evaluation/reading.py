@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoders.regression import FOLDS, blocks_of, centred, ridge_weights
 from ..errors import RequestError, first_line
 from ..expression.genes import gather_counts, match_genes
 from ..expression.normalise import cp10k_log1p, totals_of
+from ..expression.regression import FOLDS, blocks_of, centred, ridge_weights
 from ..storage.atomic import write_atomically
 from ..synthesis.models import PatchModel
 from ..types import Section

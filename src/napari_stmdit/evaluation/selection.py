@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, StoreError
+from ..expression.regression import evenly_spaced
 from ..files import user_path
 from ..intent import Request
 from ..progress import CancelToken, Progress
 from ..regions import SpotList
-from ..storage.atomic import write_text
+from ..storage.atomic import new_file
 from ..synthesis.canvas import MemoryCanvas
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import plan as make_plan
@@ -195,12 +196,8 @@ class EditEffect:
             The path is taken, or cannot be written.
         """
         file = user_path(path)
-        try:
-            write_text(file, self.table, new=True)
-        except FileExistsError:
-            raise StoreError(f"{file} is already there; nothing is overwritten, give another name") from None
-        except OSError as error:
-            raise StoreError(f"{file} cannot be written: {error}") from error
+        with new_file(file) as draft:
+            draft.write_bytes(self.table.encode())
         return file
 
     @property
@@ -309,7 +306,7 @@ def _measured(result: Result | StoredResult, baseline: Result | StoredResult | N
         )
     if not len(made):
         raise StoreError(f"{made.name}: {NO_PATCH if made.request.mode == 'continuous' else 'no patch was finished'}")
-    places = _spread(len(made), MAX_SPOTS)
+    places = evenly_spaced(len(made), MAX_SPOTS).tolist()
     edited = bool(made.provenance.get("counterfactual"))
     after = np.stack([made.pixels(at) for at in places])
     before, words = _slide(made, places) if edited else _baseline(made, baseline, places)
@@ -356,7 +353,7 @@ def chance_steps(
         )
     if not len(made):
         raise StoreError(f"{made.name} has no whole patch to compare with chance")
-    ids = tuple(made.patches[at].spot_id for at in _spread(len(made), MAX_CHANCE_SPOTS))
+    ids = tuple(made.patches[at].spot_id for at in evenly_spaced(len(made), MAX_CHANCE_SPOTS).tolist())
     asked = baseline_of(made.request).model_copy(update={"region": SpotList(ids=ids), "mode": "spots"})
     found: list[Patches] = []
     for number in range(2):
@@ -443,11 +440,6 @@ def _baseline(made: Finished, baseline: Result | StoredResult | None, places: Se
 def _pixel_change(a: Patches, b: Patches) -> Array:
     """Return the mean change of a pixel (n,), in grey levels."""
     return np.array([np.abs(x.astype(np.int16) - y).mean(dtype=np.float64) for x, y in zip(a, b, strict=True)])
-
-
-def _spread(count: int, most: int) -> list[int]:
-    places: list[int] = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)).tolist()
-    return places
 
 
 def _named(key: str) -> tuple[str, int]:

@@ -323,8 +323,7 @@ def frechet_distance(a: Array, b: Array) -> float:
     ValueError
         The sets have different widths, or fewer than two samples.
     """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"two sets (n, k) of at least 2 samples and one width were expected, got {a.shape}, {b.shape}")
+    _check_sets(a, b, False)
     ridge = RIDGE * np.eye(a.shape[1])
     first, second = np.atleast_2d(np.cov(a.T)) + ridge, np.atleast_2d(np.cov(b.T)) + ridge
     # the eigenvalues of A B are those of the symmetric A^(1/2) B A^(1/2): no complex square root is needed

@@ -96,7 +96,7 @@ class StackFolder:
 
 
 class StackNaming:
-    """StackNaming of stacks by what they depend on: section, checkpoint, request, dtype and code.
+    """Names of stacks, by what they depend on: section, checkpoint, request, dtype and code.
 
     Parameters
     ----------

@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from ..types import SpotTable
 from .normalise import sparse_cp10k_log1p, totals_of
+from .regression import blocks_of, evenly_spaced
 
 MIN_SPOTS, MIN_GENES = 50, 20
 """Minimum spots and genes of a section for an estimate of its covariation."""
@@ -120,7 +121,7 @@ def covariation_of(spots: SpotTable) -> Covariation | None:
 def _fit(spots: SpotTable) -> Covariation:
     counts = spots.counts.astype(np.float32)
     levels = sparse_cp10k_log1p(counts, totals_of(counts))
-    rows = np.unique(np.linspace(0, len(spots) - 1, min(FIT_SPOTS, len(spots))).round().astype(np.int64))
+    rows = evenly_spaced(len(spots), FIT_SPOTS)
     smoothing = {width: _smoothing(spots.yx, width) for width in RINGS}
     columns = _most_variable(levels, smoothing[min(RINGS)][rows])
     measured = levels[rows][:, columns].toarray().astype(np.float64)
@@ -188,10 +189,7 @@ def _chosen(tables: dict[float, Array], measured: Array, yx: NDArray[np.float64]
     Explained are measured levels, in standard deviations, so that the score does not depend on the smoothing.
     """
     scale = 1 / np.maximum(measured.std(axis=0), 1e-9)
-    longer = int(np.ptp(yx, axis=0).argmax())
-    fold = (
-        np.argsort(np.argsort(yx[:, longer], kind="stable"), kind="stable") * FOLDS // len(yx)
-    )  # strips of neighbours
+    fold = blocks_of(yx, FOLDS)
     groups = _groups(tables[min(tables)])
     residual_ss = {Settings(*each): 0.0 for each in product(RINGS, RANKS, SHRINKAGES)}
     total_ss = 0.0
@@ -227,6 +225,6 @@ def _groups(table: Array) -> list[NDArray[np.int64]]:
     """Return groups of genes that vary together over smoothed spots (n, g): some genes, each with its most correlated ones."""
     genes = table.shape[1]
     standard = (table - table.mean(axis=0)) / np.maximum(table.std(axis=0), 1e-9)
-    seeds = np.unique(np.linspace(0, genes - 1, min(GROUPS, genes)).round().astype(np.int64))
+    seeds = evenly_spaced(genes, GROUPS)
     likeness = standard[:, seeds].T @ standard
     return list(np.argsort(-likeness, axis=1, kind="stable")[:, : min(GROUP, genes // 2)])

@@ -31,10 +31,11 @@ from .following import following
 from .genes import columns_of, match_genes, target_columns
 from .normalise import PER, cp10k_log1p, totals_of
 from .programs import Programs
+from .regression import evenly_spaced
 
 DENSE_ROWS = 512
 """Spots edited at once: edits work on dense rows."""
-MAX_MOVER_SPOTS = 256
+MAX_MOVER_SPOTS, MAX_MOVERS = 256, 20
 """Maximum number of painted spots, evenly spaced, in the means of `most_moved`."""
 
 
@@ -277,7 +278,7 @@ class Mover:
 
 
 def most_moved(
-    spots: SpotTable, edits: Sequence[Edit], programs: Programs, profiles: Mapping[str, Profile], most: int = 20
+    spots: SpotTable, edits: Sequence[Edit], programs: Programs, profiles: Mapping[str, Profile]
 ) -> tuple[Mover, ...]:
     """Return the genes that edits move most, largest change first, including genes that follow."""
     ids = spots.ids.tolist()
@@ -285,9 +286,7 @@ def most_moved(
     touched = np.flatnonzero(np.max(acting, axis=0)) if acting else np.empty(0, dtype=np.int64)
     if touched.size == 0:
         return ()
-    rows = touched[
-        np.unique(np.linspace(0, len(touched) - 1, min(MAX_MOVER_SPOTS, len(touched))).round().astype(np.int64))
-    ]
+    rows = touched[evenly_spaced(len(touched), MAX_MOVER_SPOTS)]
     own = spots.counts[rows].astype(np.float32)
     scale = PER / totals_of(own)
     moved = apply_edits(rows, spots, edits, programs, profiles)
@@ -296,7 +295,7 @@ def most_moved(
         np.log1p(counts.multiply(by[:, None]).toarray()).mean(axis=0, dtype=np.float64)
         for counts, by in ((own, scale), (moved, scale / factors))
     )
-    order = np.argsort(-np.abs(after - before), kind="stable")[:most]
+    order = np.argsort(-np.abs(after - before), kind="stable")[:MAX_MOVERS]
     return tuple(
         Mover(str(spots.genes.symbols[k]), float(before[k]), float(after[k])) for k in order if after[k] != before[k]
     )

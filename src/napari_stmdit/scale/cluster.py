@@ -7,7 +7,7 @@ import queue
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..devices import thread_waiting
 from ..errors import RequestError, StmditError, SynthesisError, first_line
-from ..intent import CheckpointCard, Request
+from ..intent import Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of
 from ..synthesis.plan import plan as make_plan
@@ -25,9 +25,8 @@ from ..tissue.open import SectionSource
 from ..types import Plan, Section
 
 if TYPE_CHECKING:
-    from ..expression.changes import Profile
     from ..synthesis.zarr_canvas import ZarrCanvas
-    from .work import Share, Task
+    from .work import Facts, Share, Task
 
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -164,17 +163,8 @@ def connect(scheduler: str | None, workers: int | None, device: str = "auto") ->
         yield client
 
 
-@dataclass(frozen=True)
-class RemoteCheckpoint:
-    """Facts of a checkpoint loaded by workers; cannot compute."""
-
-    card: CheckpointCard
-    provenance: Mapping[str, Any]
-    profiles: Mapping[str, Profile] = field(default_factory=dict)
-
-
-def remote_checkpoint(client: Any, name: str, device: str, dtype: str) -> RemoteCheckpoint:
-    """Have a worker load a checkpoint, and return its facts.
+def remote_checkpoint(client: Any, name: str, device: str, dtype: str) -> Facts:
+    """Have a worker load a checkpoint, and return its facts, which cannot compute.
 
     Raises CheckpointError as `load_checkpoint` does on the worker, SynthesisError where there is no worker or another version on it.
     """
@@ -182,12 +172,12 @@ def remote_checkpoint(client: Any, name: str, device: str, dtype: str) -> Remote
 
     _wait_for_worker(client)
     try:
-        found = client.submit(facts, name, device, dtype, pure=False).result()
+        found: Facts = client.submit(facts, name, device, dtype, pure=False).result()
     except StmditError:
         raise
     except Exception as error:
         raise SynthesisError(f"a worker could not load checkpoint {name!r}: {first_line(error)}") from error
-    return RemoteCheckpoint(found.card, {**found.provenance, "workers": len(_workers(client))})
+    return replace(found, provenance={**found.provenance, "workers": len(_workers(client))})
 
 
 def synthesize_on(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from .. import files
 from ..errors import StmditError, StoreError
 from ..files import BadFile, read_json
 from ..text import some_of
+from .fingerprint import of_file
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -178,7 +178,7 @@ def drafting(path: Path) -> Iterator[Path]:
 def replacing(path: Path, *, new: bool = False, durable: bool = True) -> Iterator[Path]:
     """Yield a draft that replaces the file at the end, or takes a free place.
 
-    A folder never replaces one that holds something; see `napari_stmdit.storage.atomic`.
+    A folder never replaces one that holds something; see `place_folder`.
 
     Parameters
     ----------
@@ -218,6 +218,19 @@ def place_folder(draft: Path, path: Path, *, durable: bool = True) -> None:
         sync(path.parent)
 
 
+@contextmanager
+def new_file(path: Path, error: type[StmditError] = StoreError) -> Iterator[Path]:
+    """Yield the draft of a file that is not there yet; raises ``error``, which says what to do, where it is or cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, new=True) as draft:
+            yield draft
+    except FileExistsError:
+        raise error(f"{path} is already there; nothing is overwritten, give another name") from None
+    except OSError as fault:
+        raise error(f"{path} cannot be written: {fault}") from fault
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file atomically: readers find the old content or the new, also after a power cut."""
     with replacing(path) as draft, draft.open("wb") as file:
@@ -230,9 +243,9 @@ def write_text(path: Path, text: str, *, new: bool = False) -> None:
         draft.write_bytes(text.encode("utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
     """Write JSON atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=sort_keys) + "\n")
 
 
 def link_or_copy(file: Path, place: Path) -> None:
@@ -420,7 +433,7 @@ class Work:
         self.check(place)
         with drafting(place) as draft:
             yield draft
-            self.sign(draft, {name: digest(draft / name) for name, is_folder in _entries(draft) if not is_folder})
+            self.sign(draft, {name: of_file(draft / name) for name, is_folder in _entries(draft) if not is_folder})
             bring_to_disk(draft)
             put_in_place(draft, place, lambda old: self._check_moved(old, place))
 
@@ -470,12 +483,6 @@ def put_in_place(draft: Path, place: Path, check: Callable[[Path], None] = lambd
     shutil.rmtree(old, ignore_errors=True)
 
 
-def digest(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _what_is_there(place: Path) -> str | None:
     """Return a description of what is in a place; None where it is free or an empty folder."""
     if place.is_symlink():
@@ -495,4 +502,4 @@ def _entries(folder: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _fits(file: Path, expected: str | None) -> bool:
-    return expected is not None and file.is_file() and not file.is_symlink() and digest(file) == expected
+    return expected is not None and file.is_file() and not file.is_symlink() and of_file(file) == expected

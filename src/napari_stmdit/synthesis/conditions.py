@@ -19,6 +19,7 @@ from ..expression.genes import match_genes
 from ..expression.normalise import counts_from, totals_of
 from ..expression.profiles import as_profiles
 from ..expression.programs import known_programs
+from ..expression.regression import evenly_spaced
 from ..intent import Request
 from ..tissue.crops import read_patches
 from ..types import Patch, Plan, Section, SpotTable
@@ -108,9 +109,7 @@ def _mean_encoding(
     """Return the mean encoding (d,) of a target's spots: of the group's own, as stored with a profile, or of spots drawn from it."""
     if edit.target_profile is None:
         group = spots.rows(edit.target_spots)
-        group = group[
-            np.unique(np.linspace(0, len(group) - 1, min(MAX_GROUP_SPOTS, len(group))).round().astype(np.int64))
-        ]
+        group = group[evenly_spaced(len(group), MAX_GROUP_SPOTS)]
         counts, depth = spots.counts[group].astype(np.float32), spots.relative_depth[group]
         names = spots.ids[group].tolist()
     else:
@@ -402,7 +401,7 @@ def shared_morphology_boxes(
     """Return rows of the spots whose crops give the shared morphology (``mean`` or a spot's), and the boxes to read."""
     spots, card = section.spots, plan.card
     if plan.request.morphology == "mean":
-        rows = np.unique(np.linspace(0, len(spots) - 1, min(MEAN_OF, len(spots))).round().astype(np.int64))
+        rows = evenly_spaced(len(spots), MEAN_OF)
     else:
         rows = spots.rows([plan.request.morphology])
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.mpp)

@@ -326,13 +326,10 @@ class WindowConditions:
         if not self._plan.has_expression:
             return None
         if not self._expression.has(first, stop):
-            shared = self._conditions()
-            rows = np.searchsorted(spot_rows(self._plan), self._windows.rows[first:stop])
-            weights = self._windows.weights[first:stop]
-            nearest = rows[np.arange(len(rows)), weights.argmax(axis=1)]
-            mix = mixing(rows, weights, len(shared.sources))
-            encoded = shared.mixed(mix, nearest.tolist(), self._section, self._model)
-            assert encoded is not None  # the plan has expression
+            numbers = np.arange(first, stop)
+            encoded = _windows_expression(
+                self._conditions(), self._plan, self._windows, numbers, self._section, self._model
+            )
             self._expression.put(first, encoded)
         return self._expression.get(first, stop)
 
@@ -344,15 +341,40 @@ class WindowConditions:
             assert shared is not None  # neither own nor null
             return np.repeat(shared[None], stop - first, axis=0)
         if not self._morphology.has(first, stop):
-            self._morphology.put(first, self._own_morphology(first, stop))
+            own = _windows_morphology(self._windows, np.arange(first, stop), self._section, self._model)
+            self._morphology.put(first, own)
         return self._morphology.get(first, stop)
 
-    def _own_morphology(self, first: int, stop: int) -> NDArray[np.float32]:
-        windows, section, model = self._windows, self._section, self._model
-        rows = windows.rows[first:stop]
-        boxes = [tuple(box) for box in windows.source_boxes[first:stop].tolist()]
-        crops = read_patches(section.slide, boxes, windows.side)
-        return model.encode_morphology(crops, tuple(section.spots.ids[rows[:, 0]].tolist()))
+
+def _windows_morphology(
+    windows: Windows, numbers: NDArray[np.int64], section: Section, model: PatchModel
+) -> NDArray[np.float32]:
+    """Return the morphology (b, t, d) of the slide in some windows."""
+    boxes = [tuple(box) for box in windows.source_boxes[numbers].tolist()]
+    crops = read_patches(section.slide, boxes, windows.side)
+    return model.encode_morphology(crops, tuple(section.spots.ids[windows.rows[numbers, 0]].tolist()))
+
+
+def _windows_mixing(plan: Plan, windows: Windows, numbers: NDArray[np.int64], count: int) -> csr_matrix:
+    """Return the weights (b, count) of the plan's spots in some windows."""
+    rows = np.searchsorted(spot_rows(plan), windows.rows[numbers])
+    return mixing(rows, windows.weights[numbers], count)
+
+
+def _windows_expression(
+    conditions: Conditions,
+    plan: Plan,
+    windows: Windows,
+    numbers: NDArray[np.int64],
+    section: Section,
+    model: PatchModel,
+) -> NDArray[np.float32]:
+    """Return the expression (b, d) or (b, g, d) of some windows, mixed from their spots, of a plan that has expression."""
+    mix = _windows_mixing(plan, windows, numbers, len(conditions.sources))
+    nearest = np.searchsorted(spot_rows(plan), windows.rows[numbers, 0])
+    encoded = conditions.mixed(mix, nearest.tolist(), section, model)
+    assert encoded is not None  # the plan has expression
+    return encoded
 
 
 MAX_BLOCK = 16
@@ -473,8 +495,9 @@ class _EditedCanvas:
 
         def encode(own: NDArray[np.int64]) -> Iterator[Event]:
             measured, edited = self._expression(own, conditions.measured()), self._expression(own, conditions)
-            morphology = self._morphology(own)
-            along = None if before.along is None else self._mix(own, len(conditions.sources)) @ before.along
+            morphology = _windows_morphology(self.windows, own, self.section, self.model)
+            mix = _windows_mixing(self.plan, self.windows, own, len(conditions.sources))
+            along = None if before.along is None else mix @ before.along
             others = None if before.others is None else self._expression(own, before.others)
             moved = before.follows.moved(morphology, measured, edited, along, others)
             encoded.append((morphology, measured, edited, moved))
@@ -544,24 +567,8 @@ class _EditedCanvas:
             self.encoded[y, x] = whole[:, top : top + side, left : left + side]
         return self.encoded[y, x]
 
-    def _morphology(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        boxes = [tuple(box) for box in self.windows.source_boxes[numbers].tolist()]
-        crops = read_patches(self.section.slide, boxes, self.windows.side)
-        names = tuple(self.section.spots.ids[self.windows.rows[numbers, 0]].tolist())
-        return self.model.encode_morphology(crops, names)
-
-    def _mix(self, numbers: NDArray[np.int64], count: int) -> csr_matrix:
-        """Return the weights (windows, count) of the spots in some windows; the row with the largest is the nearest spot."""
-        rows = np.searchsorted(spot_rows(self.plan), self.windows.rows[numbers])
-        return mixing(rows, self.windows.weights[numbers], count)
-
     def _expression(self, numbers: NDArray[np.int64], conditions: Conditions) -> NDArray[np.float32]:
-        mix = self._mix(numbers, len(conditions.sources))
-        rows = np.searchsorted(spot_rows(self.plan), self.windows.rows[numbers])
-        nearest = rows[np.arange(len(rows)), self.windows.weights[numbers].argmax(axis=1)].tolist()
-        encoded = conditions.mixed(mix, nearest, self.section, self.model)
-        assert encoded is not None  # the plan is counterfactual
-        return encoded
+        return _windows_expression(conditions, self.plan, self.windows, numbers, self.section, self.model)
 
     def _leave_out(self, block: NDArray[np.int64], error: NotFiniteError, blocks: int) -> None:
         """Mark the tiles of a block without a finite prediction as failed."""

@@ -20,6 +20,7 @@ from ..encoders.morphology_map import (
     vectors_of,
 )
 from ..expression.covariation import covariation_of
+from ..expression.regression import evenly_spaced
 from ..intent import CheckpointCard
 from ..progress import drained, finish
 from ..storage.fingerprint import PerObject, of_json
@@ -168,7 +169,7 @@ def follow_steps(section: Section, card: CheckpointCard, model: PatchModel) -> G
     if key not in kept:
         known: dict[str, Encoded] = vars(model).setdefault("encoded_spots", {})
         encoded = yield from encoding_steps(section, card, model, most, known.setdefault(key, {}))
-        together, rows = covariation_of(section.spots), spaced_rows(section, most)
+        together, rows = covariation_of(section.spots), evenly_spaced(len(section.spots), most)
         trend = None if together is None else fit_morphology_trend(together.scores(rows), encoded[1])
         kept[key] = Follows(section_map(model, *encoded), trend)
         known.pop(key, None)
@@ -191,7 +192,7 @@ def map_key(section: Section, card: CheckpointCard, model: PatchModel) -> str:
 
 def map_rows(section: Section, model: PatchModel) -> NDArray[np.int64]:
     """Return the rows of a section's spots that its map is fitted on."""
-    return spaced_rows(section, _most_spots(model))
+    return evenly_spaced(len(section.spots), _most_spots(model))
 
 
 def _most_spots(model: PatchModel) -> int:
@@ -199,12 +200,6 @@ def _most_spots(model: PatchModel) -> int:
 
 
 _map_keys = PerObject()
-
-
-def spaced_rows(section: Section, most: int) -> NDArray[np.int64]:
-    """Return at most ``most`` rows of a section's table, evenly spaced."""
-    count = len(section.spots)
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def section_map(
@@ -236,7 +231,7 @@ def encoding_steps(
     Batches in ``kept`` are not read again, and the others are put there. Before each of these, a sentence says how far it is.
     """
     spots, kept = section.spots, {} if kept is None else kept
-    rows = spaced_rows(section, most)
+    rows = evenly_spaced(len(section.spots), most)
     boxes = boxes_around(spots.yx[rows], card.patch_px, card.patch_mpp / section.mpp)
     for start in range(0, len(rows), MAP_BATCH):
         if start in kept:

@@ -494,8 +494,6 @@ def edited_places(plan: Plan, ids: NDArray[Any] | None = None) -> frozenset[int]
 
 def _predictions(plan: Plan) -> float:
     """Return the predictions of a patch: of several branches at guided steps, of one at the others."""
-    if plan.counterfactual:  # to the noise and back, each unguided
-        return 2 * (plan.steps + 1)
     scales = plan.guidance
     given = {"has_morphology": plan.has_morphology, "has_expression": plan.has_expression}
     count = len(branches(scales.rule, scales.morphology, scales.expression, **given))

@@ -66,8 +66,6 @@ class Session:
         Indices of the finished patches or tiles.
     failed
         Index -> reason of those that failed.
-    notes
-        Notes of the run, in sentences.
     inputs
         From `inputs_of`; None before the first event, and without a canvas in memory.
     """

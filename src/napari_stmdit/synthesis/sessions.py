@@ -49,6 +49,12 @@ WORK = Work("sessions of napari-stmdit", "this program", "move it away")
 THEN = "save what you need yourself"
 
 
+def results_and_edits(results: int, edits: int) -> str:
+    """Return ``3 results and 1 edit``; empty where there is nothing."""
+    parts = [counted(n, word) for n, word in ((results, "result"), (edits, "edit")) if n]
+    return " and ".join(parts)
+
+
 @dataclass(frozen=True)
 class KeptSection:
     """Section with unsaved work: its name, source and edits; ``source`` is None of one in memory."""
@@ -114,10 +120,8 @@ class KeptSession:
     def words(self) -> str:
         """Summary of the unsaved work."""
         edits = sum(len(one.edits.edits) for one in self.sections.values())
-        parts = [counted(len(self.results), "result")] if self.results else []
-        parts += [counted(edits, "edit")] if edits else []
         names = " and ".join(dict.fromkeys(one.name for one in self.sections.values()))
-        return f"{' and '.join(parts)} of {names} from {self.begun:%d %B, %H:%M}"
+        return f"{results_and_edits(len(self.results), edits)} of {names} from {self.begun:%d %B, %H:%M}"
 
     def __bool__(self) -> bool:
         return bool(self.results or any(one.edits.edits for one in self.sections.values()))

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import SectionError
 from ..files import user_path
-from ..storage.atomic import replacing
+from ..storage.atomic import new_file
 from ..types import Orientation, Section, SpotTable
 from .crops import readable
 from .excluded import exclude
@@ -304,12 +304,6 @@ def write_check_picture(section: Section, path: str | Path, other: Orientation |
 
     shown = [check_picture(section, name, 2 * PICTURE_PX) for name in ("as-given", other) if name is not None]
     gap = np.full((shown[0].shape[0], 16, 3), 255, dtype=np.uint8)
-    try:
-        with replacing(user_path(path), new=True) as draft:
-            Image.fromarray(
-                np.concatenate([shown[0], *(part for one in shown[1:] for part in (gap, one))], axis=1)
-            ).save(draft, format="PNG")
-    except FileExistsError:
-        raise SectionError(f"{path} is already there; nothing is overwritten, give another name") from None
-    except OSError as error:
-        raise SectionError(f"{path} cannot be written: {error}") from error
+    beside = np.concatenate([shown[0], *(part for one in shown[1:] for part in (gap, one))], axis=1)
+    with new_file(user_path(path), SectionError) as draft:
+        Image.fromarray(beside).save(draft, format="PNG")

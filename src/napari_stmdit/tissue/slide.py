@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import SectionError
 from ..files import BadFile, is_number, user_path
+from ..storage.fingerprint import of_file
 from ..text import counted, shorten
 from ..types import ExpressionSource, Genes, PredictedUnits, Section, SlideImage, SpotTable
 from .counts import MAX_COUNTS, note_empty, refuse_twice
@@ -99,10 +99,8 @@ def _table(file: Path, units: PredictedUnits | None) -> PredictedTable:
     refuse_libraries(ids, columns, None, file.name)
     check_positions(xy, ids, f"of {file.name}", "(x, y)")
     counts, found = _as_counts(file, values, units, log_base)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     spots = SpotTable(ids, swap_axes(xy), 0.0, counts, genes, None, columns)
-    return PredictedTable(spots, ExpressionSource("predicted", file.name, digest, found))
+    return PredictedTable(spots, ExpressionSource("predicted", file.name, of_file(file), found))
 
 
 def _read(file: Path) -> tuple[csr_matrix, Any, Any, NDArray[np.float64], float | None]:

@@ -155,7 +155,7 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
     path
         ``segmented_outputs``, or the folder above it.
     fullres, mpp
-        As for `visium_hd.open_visium_hd`.
+        As for `open_visium_hd`.
 
     Raises
     ------

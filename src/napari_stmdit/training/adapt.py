@@ -21,7 +21,7 @@ from ..errors import RequestError
 from ..evaluation.cases import EvaluationRequest
 from ..evaluation.counterfactual import CounterfactualCheck
 from ..model.autoencoder import FACTOR
-from ..progress import BATCH, CancelToken
+from ..progress import BATCH, CancelToken, finish
 from ..storage.atomic import LOCK, check_free, holding, replacing, write_text
 from ..tissue.open import SectionSource
 from ..types import Orientation
@@ -475,15 +475,10 @@ class _Run:
             settings = {"pairs": pairs}
             save_record(self.work / "pairs.json", settings)
         check = check_of(settings["pairs"])
-        steps = check.run()
-        while True:
-            try:
-                at = next(steps)
-            except StopIteration as end:
-                if end.value is None:
-                    self._check()
-                return dict(end.value)
-            self._report_stage(at.fraction, at.patches_done, at.patches_total)
+        found = finish(check.run(), lambda at: self._report_stage(at.fraction, at.patches_done, at.patches_total))
+        if found is None:  # stopped
+            self._check()
+        return dict(found or {})
 
     # --- progress
 

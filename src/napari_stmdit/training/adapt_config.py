@@ -15,6 +15,7 @@ from ..downloads.places import PACKAGE_DATA
 from ..errors import RequestError, SectionError
 from ..expression.programs import bundled_programs
 from ..model.folder import CheckpointFolder, read_folder
+from ..text import counted
 from ..tissue.open import open_section, synthesis_fault
 from ..tissue.public import named_section
 from ..types import Section
@@ -264,7 +265,7 @@ def _regions(symbols: Sequence[str]) -> dict[str, list[str]]:
 def _card(request: AdaptRequest, learned: Sequence[TrainingPart], held: Sequence[TrainingPart]) -> dict[str, Any]:
     names = ", ".join(name for one in learned for name, _ in one.parts)
     out = ", ".join(name for one in held for name, _ in one.parts) or "nothing"
-    few = f"{len({one.name for one in learned})} section" + ("s" if len(learned) > 1 else "")
+    few = counted(len({one.name for one in learned}), "section")
     return {
         "training_data": f"Adapted on the user's own computer to {names}; held out and never trained on: {out}.",
         "licence": "The sections are the user's own.",

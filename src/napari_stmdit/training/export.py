@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import uuid
@@ -24,7 +23,7 @@ from ..errors import CheckpointError, StoreError
 from ..model.folder import MORPHOLOGY_MAP, PROFILES, CheckpointFolder, map_folder, read_folder
 from ..model.reading import read_settings
 from ..model.zoo import REFERENCE_FILE
-from ..storage.atomic import Work, write_text
+from ..storage.atomic import Work, write_json, write_text
 from ..storage.fingerprint import of_file
 from ..synthesis.counterfactual import fitted_map
 from ..types import Genes, Section
@@ -119,25 +118,21 @@ def _write(config: TrainingConfig, draft: Path, target: Path, started: StartReco
         transformer.save_pretrained(draft / "transformer")
     card = make_card(config, genes, tuple(profiles), started)
     (draft / "stmdit.json").write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    _write_json(draft / "model_index.json", index)
+    write_json(draft / "model_index.json", index)
     follows, record = None, training_record(config, started)
     if "expression" in card.conditions:
         follows = write_map(config, draft)  # by the encoders as they are written
-        _write_json(draft / "model_index.json", {**index, MORPHOLOGY_MAP: MAP_ENTRY})
+        write_json(draft / "model_index.json", {**index, MORPHOLOGY_MAP: MAP_ENTRY})
         record |= {MORPHOLOGY_MAP: follows.facts()}
     found = {name: profile.found for name, profile in profiles.items() if profile is not None}
     if found:
         record |= {"profiles": found}
-    _write_json(draft / "training.json", record)
+    write_json(draft / "training.json", record)
     words = model_card(config, card, steps_taken(config), started, follows, found)
     (draft / "README.md").write_text(words, encoding="utf-8")
     _check_sizes(draft, target)
     for file in draft.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for the owner alone
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_own_parts(config: TrainingConfig, draft: Path) -> _Parts:
@@ -205,7 +200,7 @@ def _share_vae(holder: str, own: Path) -> None:
             f"'vae_of' names {holder!r} for the autoencoder, but the one in the package's data {there}; leave 'vae_of' out, or export that checkpoint first."
         )
     (own / WEIGHTS).unlink()
-    _write_json(own / REFERENCE_FILE, reference.model_dump(mode="json"))
+    write_json(own / REFERENCE_FILE, reference.model_dump(mode="json"))
 
 
 def _head() -> dict[str, Any]:

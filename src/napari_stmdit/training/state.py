@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..storage.atomic import write_atomically, write_text
+from ..storage.atomic import write_atomically, write_json
 from .config import TrainingConfig
 from .parallel import Worker
 
@@ -59,10 +59,10 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def save_record(path: Path, record: Any, **how: Any) -> None:
-    """Write a small JSON file atomically."""
+def save_record(path: Path, record: Any, *, sort_keys: bool = False) -> None:
+    """Write a small JSON file atomically, into a folder that is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(record, indent=1, **how) + "\n")
+    write_json(path, record, sort_keys=sort_keys)
 
 
 def load_record(path: Path) -> Any:

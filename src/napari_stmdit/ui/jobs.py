@@ -23,7 +23,7 @@ from ..synthesis.result import ExportKind, Result, export_result
 from ..synthesis.session import Session, sampling_failure
 from ..synthesis.stored import StoredResult, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
-from ..tissue.in_memory import LinkedElements, link_elements
+from ..tissue.in_memory import link_elements
 from ..tissue.open import SectionSource, open_sample_section
 from ..tissue.pseudo_spots import drawn_outlines
 from ..types import Section
@@ -331,12 +331,8 @@ def outlining(section: Section) -> Job:
 
 def linking(section: Section) -> Job:
     """Make a section's SpatialData objects for other plugins; yields `LinkedElements` or None."""
-
-    def work() -> LinkedElements | None:
-        return link_elements(section)
-
     error = failing(SectionError, f"other plugins cannot work on {section.name}")
-    return Job("Linking with SpatialData", once(work), error, quiet=True)
+    return Job("Linking with SpatialData", once(lambda: link_elements(section)), error, quiet=True)
 
 
 def sheet(title: str, variants: Sequence[Variant], columns: int, section: Section, model: PatchModel) -> Job:
@@ -374,7 +370,6 @@ def measuring_edit(entry: ResultEntry, baseline: Result | StoredResult | None) -
     """Measure what an edit changes over all spots of a result; yields an `EditEffect`."""
 
     def work() -> EditEffect:
-        let_viewer_go_first()
         kept = EditEffect.read(entry.provenance)
         if kept is not None:
             return kept
@@ -389,7 +384,6 @@ def comparing_with_chance(entry: ResultEntry, effect: EditEffect, model: PatchMo
     """Synthesize some spots with two seeds; yields `Progress`, and the `EditEffect` with chance at the end."""
 
     def generate(token: CancelToken) -> Iterator[Progress | EditEffect]:
-        let_viewer_go_first()
         assert entry.source is not None  # who asks has looked
         for chance, progress in chance_steps(entry.source, model, token):
             yield progress

@@ -13,8 +13,7 @@ from ..errors import StmditError, StoreError
 from ..progress import CancelToken
 from ..synthesis.requests import EditFile, used_by
 from ..synthesis.result import Result
-from ..synthesis.sessions import KeptSection, KeptSession, Session, discard, find_sessions
-from ..text import counted
+from ..synthesis.sessions import KeptSection, KeptSession, Session, discard, find_sessions, results_and_edits
 from ..tissue.elements import section_key
 from ..tissue.open import SectionSource
 from ..types import Section
@@ -228,9 +227,8 @@ class Keeping:
                 return lambda: None
 
             self._do(hand_over)
-        parts = [counted(len(read), "result")] if read else []
-        parts += [counted(len(kept.edits.edits), "edit")] if kept.edits.edits else []
-        text = f"Brought back, and still not saved: {' and '.join(parts)} of {kept.name}." if parts else ""
+        words = results_and_edits(len(read), len(kept.edits.edits))
+        text = f"Brought back, and still not saved: {words} of {kept.name}." if words else ""
         self.state.tell("warning" if faults else "info", " ".join([text, *faults]).strip())
 
     # --- in the background

@@ -65,13 +65,11 @@ class CloseUps:
     def look(self) -> None:
         """Cut out and measure the patches of the spot, off the GUI thread."""
         state, spot = self.state, self.spot
-        if state.section is None or state.checkpoint is None or spot is None:
+        section = state.section
+        if section is None or section.calibration.mpp is None or state.checkpoint is None or spot is None:
             state.close_up = None
             return
-        card, section = state.checkpoint.card, state.section
-        if section.calibration.mpp is None:
-            state.close_up = None
-            return
+        card = state.checkpoint.card
         shown, words = self._columns(spot)
         side, pixel = card.patch_px, card.patch_mpp / section.calibration.mpp
 

@@ -360,9 +360,8 @@ class RunCycle:
             state.tell("error", f"This cannot be run: {text}")
             self.preview()  # the form has faults of its own, if any
             return False
-        title = f"{counted(len(plan), 'patch', 'patches')}, seed {request.seed}" + {1: ", 1 edit", 0: ""}.get(
-            len(request.edits), f", {len(request.edits)} edits"
-        )
+        edits = f", {counted(len(request.edits), 'edit')}" if request.edits else ""
+        title = f"{counted(len(plan), 'patch', 'patches')}, seed {request.seed}{edits}"
         if not self._queue.add(title, partial(self._launch, plan, section, model, then)):
             state.tell("info", f"Queued: {title}.")
         return True

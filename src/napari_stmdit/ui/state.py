@@ -24,7 +24,7 @@ from ..progress import Progress
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import Estimate
 from ..synthesis.result import Result
-from ..synthesis.sessions import MAX_DAYS, KeptSession
+from ..synthesis.sessions import MAX_DAYS, KeptSession, results_and_edits
 from ..synthesis.stored import StoredResult
 from ..synthesis.variants import ContactSheet
 from ..text import counted
@@ -107,7 +107,7 @@ class Brush:
 
 @dataclass(frozen=True)
 class EditDraft:
-    """Content of the edit form; see the edits in `napari_stmdit.types`."""
+    """Content of the edit form; see `napari_stmdit.edits`."""
 
     operation: Literal["scale", "add", "set_quantile", "knock_out", "towards", "swap"] = "add"
     genes: tuple[str, ...] = ()
@@ -420,6 +420,5 @@ class WorkbenchState:
 
 
 def _not_saved(results: int, edits: int, then: str) -> list[str]:
-    parts = [counted(results, "result")] if results else []
-    parts += [counted(edits, "edit")] if edits else []
-    return [f"{' and '.join(parts)} {'is' if results + edits == 1 else 'are'} not saved: {then}"] if parts else []
+    words = results_and_edits(results, edits)
+    return [f"{words} {'is' if results + edits == 1 else 'are'} not saved: {then}"] if words else []

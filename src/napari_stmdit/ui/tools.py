@@ -121,11 +121,11 @@ class _UsesModel:
             self.state.status = RunStatus.STOPPED
             self.state.progress = None
 
-    def _begin(self, job: jobs.Job, text: str, advance: Callable[[Any], None], ended: Callable[[], None]) -> None:
-        self._failed = None
+    def _begin(self, job: jobs.Job, text: str, ended: Callable[[], None]) -> None:
+        self._failed = self._found = None
         self.state.status = RunStatus.RUNNING
         self.state.tell("info", text)
-        self._lane.submit(job, Handlers(advance, self._note, ended))
+        self._lane.submit(job, Handlers(self._advance, self._note, ended))
 
     def _advance(self, value: Any) -> None:
         if isinstance(value, Progress):
@@ -169,8 +169,7 @@ class Evaluations(_UsesModel):
         job = jobs.evaluating(section, model, wanted, path, state.model.checkpoint, state.batch)
 
         def start() -> None:
-            self._found = None
-            self._begin(job, f"{section.name} is being evaluated into {path} ...", self._advance, self._ended)
+            self._begin(job, f"{section.name} is being evaluated into {path} ...", self._ended)
 
         if not self._queue.add(f"Evaluation of {section.name}", start):
             state.tell("info", "The evaluation waits for the present run.")
@@ -234,7 +233,7 @@ class Sheets(_UsesModel):
             self._stopped = False
             state.sheet = None
             spot = variants[0].request.region.ids[0]  # type: ignore[union-attr]
-            self._begin(job, f"{title} of spot {spot} ...", self._advance, self._ended)
+            self._begin(job, f"{title} of spot {spot} ...", self._ended)
 
         if not self._queue.add(f"{title}: {len(variants)} images", start):
             state.tell("info", f"{title} waits for the present run.")
@@ -305,10 +304,7 @@ class Effects(_UsesModel):
         job = jobs.comparing_with_chance(entry, effect, model)
 
         def start() -> None:
-            self._found = None
-            self._begin(
-                job, "Comparing with chance: some spots, two seeds ...", self._advance, partial(self._ended, number)
-            )
+            self._begin(job, "Comparing with chance: some spots, two seeds ...", partial(self._ended, number))
 
         if not self._queue.add("Comparison with chance", start):
             state.tell("info", "The comparison with chance waits for the present run.")

@@ -17,7 +17,7 @@ from ...downloads.places import Reference
 from ...errors import CheckpointError
 from ...frozen import validated
 from ...intent import DEFAULT_GUIDANCE, DEFAULT_STEPS, CheckpointCard, hash_genes
-from ...storage.atomic import check_free, replacing
+from ...storage.atomic import check_free, replacing, write_json
 from ...text import shown
 from ..base import ConfigMixin
 from ..checkpoint import Opened, Settings, open_weights, skeleton
@@ -151,12 +151,12 @@ def convert(
             ConfigMixin.save_config(net, draft / "transformer")
             shapes = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
             write_safetensors(draft / "transformer" / WEIGHTS, opened.tensors, shapes)
-            _write_json(draft / "scheduler" / "scheduler_config.json", scheduler.config)
+            write_json(draft / "scheduler" / "scheduler_config.json", scheduler.config)
             for component, reference in references.items():
-                _write_json(draft / component / REFERENCE_FILE, reference.model_dump(mode="json"))
-                _write_json(draft / component / "config.json", _component_config(component, opened, genes))
-            _write_json(draft / "model_index.json", _index(scheduler.name, references))
-            _write_json(draft / "stmdit.json", card.model_dump(mode="json"))
+                write_json(draft / component / REFERENCE_FILE, reference.model_dump(mode="json"))
+                write_json(draft / component / "config.json", _component_config(component, opened, genes))
+            write_json(draft / "model_index.json", _index(scheduler.name, references))
+            write_json(draft / "stmdit.json", card.model_dump(mode="json"))
             (draft / "README.md").write_text(_model_card(card, opened, references, chosen), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{target} could not be written: {error}. Nothing was left behind.") from None
@@ -403,8 +403,3 @@ Converted from `{opened.weights.name}` ({opened.naming} naming). Patches of {car
 ## What was chosen, and why
 {listed}
 """
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

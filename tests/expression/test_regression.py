@@ -1,6 +1,6 @@
 import numpy as np
 
-from napari_stmdit.encoders.regression import compact_folds
+from napari_stmdit.expression.regression import compact_folds
 
 
 def test_folds_are_blocks_of_neighbours_from_all_over_the_tissue():

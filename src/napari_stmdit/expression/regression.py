@@ -1,4 +1,4 @@
-"""Ridge regression over the spots of sections, and folds for its cross-validation."""
+"""Ridge regression over the spots of sections, folds for its cross-validation, and units and samples of their values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDS = 5
+PENALTIES = np.logspace(-3, 3, 13)
+"""Candidate ridge penalties per spot, for standardised expression."""
+
+
+def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most ``most`` of ``count`` rows, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
+
+
+def spread_of(values: NDArray[np.floating], share: float = 1e-6) -> NDArray[np.floating]:
+    """Return the standard deviation (d,) of values (n, d) as a unit; infinite below a share of the largest."""
+    spread = values.std(axis=0)
+    unit: NDArray[np.floating] = np.where(spread > share * max(float(spread.max()), 1e-30), spread, np.inf)
+    return unit
 
 
 def blocks_of(yx: NDArray[np.float64], count: int = FOLDS) -> NDArray[np.int64]:
