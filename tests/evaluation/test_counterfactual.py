@@ -170,8 +170,16 @@ def test_a_model_that_pastes_the_other_spot_moves_all_the_way_and_its_control_do
 def test_pairs_are_those_that_the_seed_draws(section, tmp_path):
     check = CounterfactualCheck(section, Still(EDITS), REQUEST, tmp_path, 8)
     rng = np.random.default_rng(0)
-    for found in (check.a, check.b, check.third):
+    for found in (check.a, check.b):
         assert found.tolist() == rng.permutation(len(section.spots))[:24].tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_control_is_never_given_the_spot_that_it_is_compared_with(section, tmp_path, seed):
+    check = CounterfactualCheck(
+        section, Still(EDITS), REQUEST.model_copy(update={"seed": seed, "pairs": 48}), tmp_path, 8
+    )
+    assert len(set(check.third.tolist())) == 48 and not (check.third == check.b).any()
 
 
 def test_a_section_with_fewer_spots_than_pairs_gives_all_it_has_and_says_how_many(section, tmp_path):

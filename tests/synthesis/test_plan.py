@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from standins import card_for, make_section
 
-from napari_stmdit.edits import KnockOut
+from napari_stmdit.edits import KnockOut, Towards
 from napari_stmdit.errors import RequestError
-from napari_stmdit.intent import Guidance, Request
+from napari_stmdit.intent import Guidance, Request, SpotProfile
 from napari_stmdit.regions import Polygons, SampleOfSpots, SpotList
 from napari_stmdit.synthesis.plan import estimate, patch_seed, plan
 from napari_stmdit.types import Calibration, GuidanceScales
@@ -110,6 +110,16 @@ def test_genes_of_an_edit_that_the_checkpoint_cannot_see_are_said(section):
     card = card_for(GENES[:30])
     made = plan(section, Request(edits=(KnockOut(genes=("GENE1", "GENE39")),)), card)
     assert any("1 of its 2 genes are not read" in note and "GENE39" in note for note in made.notes)
+
+
+def test_genes_of_an_edit_that_its_profile_lacks_are_said(section, card):
+    a, b, c = section.spots.genes.symbols[:3].tolist()
+    towards = Towards(target_profile="lab", genes=(a, b, c))
+    lab = {"lab": SpotProfile(values={a: 3.0, c: 1.0})}
+    notes = plan(section, Request(edits=(towards,), profiles=lab), card).notes
+    assert f"edits[0]: lab lacks 1 of its 3 genes, which stay as measured: {b}" in notes
+    whole = plan(section, Request(edits=(Towards(target_profile="lab"),), profiles=lab), card).notes
+    assert not any("lab lacks" in note for note in whole)
 
 
 def test_the_estimate_counts_patches_bytes_and_time(section, card):

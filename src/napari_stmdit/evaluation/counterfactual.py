@@ -206,6 +206,8 @@ class CounterfactualCheck:
         self.pairs = min(self.request.pairs, len(spots))
         rng = np.random.default_rng(self.request.seed)
         self.a, self.b, self.third = (rng.permutation(len(spots))[: self.pairs] for _ in range(3))
+        while (self.third == self.b).any():  # a control is given another spot's than the one it is compared with
+            self.third = rng.permutation(len(spots))[: self.pairs]
         genes = {
             name: np.isin(spots.genes.symbols, list(own)) for name, own in known_programs(self.request.programs).items()
         }

@@ -103,6 +103,8 @@ Kind = Literal["transformer", "vae", "preview_vae", "expression_encoder", "morph
 STMDIT_PREFIX = "stmdit:"
 _ROW_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _STMDIT_REPOSITORY = "stmdit-anon/stmdit-checkpoints"
+COMPONENTS = {"vae": "sd3.5-vae", "morphology_encoder": "uni2-h", "expression_encoder": "cancerfoundation"}
+"""Entries of the components of STMDiT checkpoints."""
 
 
 class ZooEntry(Entry):
@@ -202,7 +204,7 @@ def _filled(item: dict[str, Any]) -> dict[str, Any]:
         "licence": "not seen; UNI2-h's terms prohibit commercial use of models trained on its outputs",
         "terms": f"https://huggingface.co/{_STMDIT_REPOSITORY}",
         "patch_px": 256,
-        "components": {"vae": "sd3.5-vae", "morphology_encoder": "uni2-h", "expression_encoder": "cancerfoundation"},
+        "components": COMPONENTS,
     }
     notes = [
         *item.get("notes", []),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..edits import Swap, Table
+from ..edits import Swap, Table, Towards
 from ..errors import RequestError
 from ..expression.changes import active_edits, edited_genes, unread_genes
 from ..expression.edit_tables import signed, table_note
@@ -406,6 +406,13 @@ def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> lis
     can_follow = any(follows(edit) for edit in request.edits if edit.enabled) and following_fault(section.spots) is None
     for number, edit in enumerate(request.edits):
         names = edited_genes(edit, programs)
+        if isinstance(edit, Towards) and edit.enabled and edit.target_profile in request.profiles:
+            target = tuple(request.profiles[edit.target_profile].values)
+            if lacking := unread_genes(names, target, section.spots.genes):
+                notes.append(
+                    f"edits[{number}]: {edit.target_profile} lacks {len(lacking)} of its {len(names)} genes, which stay as "
+                    f"measured: {some_of(lacking, 8)}"
+                )
         unread = unread_genes(names, card.genes, section.spots.genes)
         if not unread or not edit.enabled:
             continue

@@ -22,7 +22,7 @@ from ...text import shown
 from ..base import ConfigMixin
 from ..checkpoint import Opened, Settings, open_weights, skeleton
 from ..reading import SETTING_SUFFIXES, WEIGHT_SUFFIXES
-from ..zoo import REFERENCE_FILE, reference_of, zoo_entry
+from ..zoo import COMPONENTS, REFERENCE_FILE, reference_of, zoo_entry
 from .keys import KeyMapping, Stacked
 
 _CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -281,9 +281,6 @@ def _card(
     return validated(CheckpointCard, values, "the card cannot be written")
 
 
-_COMPONENTS = {"vae": "sd3.5-vae", "morphology_encoder": "uni2-h", "expression_encoder": "cancerfoundation"}
-
-
 _OPTIONAL_FILES = ("args.json", "config.json")
 """Files with sizes that weights do not show (number of heads)."""
 
@@ -299,7 +296,7 @@ def _references(values: Mapping[str, Any], sources: Mapping[str, str | Path], no
         del fits["expression_encoder"]
     found = {}
     for component, known in fits.items():
-        reference = reference_of(zoo_entry(_COMPONENTS[component]))
+        reference = reference_of(zoo_entry(COMPONENTS[component]))
         if component in sources:
             found[component] = _local(reference, Path(sources[component]).expanduser().resolve(), component)
         elif known:
