@@ -385,6 +385,14 @@ def test_regions_and_edits_come_from_files_beside_the_job_file(cohort, tmp_path)
     assert jobs[0].place.source.fullres == "slide.png" and jobs[0].request.seed == 3
 
 
+def test_a_slide_in_the_home_folder_is_found(cohort, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "own.png").touch()
+    (job, *_) = read_jobs(cohort(sections=[{"path": "first", "fullres": "~/own.png"}]))
+    assert job.place.source.fullres == tmp_path / "home" / "own.png"
+
+
 def test_plain_slides_go_through_a_batch_and_are_not_done_twice(cohort, runner, tmp_path):
     from slides import tissue_picture, write_pyramid, write_table
 
