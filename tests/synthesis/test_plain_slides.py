@@ -177,7 +177,7 @@ def test_a_data_set_of_a_slide_does_not_call_anything_measured(section, predicte
 def test_another_slide_with_the_same_grid_is_another_section(slide, tmp_path):
     """The places of its spots are those of a grid, which slides of one size share."""
     from napari_stmdit import export_dataset
-    from napari_stmdit.synthesis.sessions import Session, find_sessions
+    from napari_stmdit.synthesis.unsaved import ViewerSession, find_sessions
     from napari_stmdit.tissue.open import SectionSource
 
     twin = write_pyramid(tmp_path / "twin.tif", tissue_picture()[::-1].copy(), **CM)
@@ -191,7 +191,7 @@ def test_another_slide_with_the_same_grid_is_another_section(slide, tmp_path):
     made[0].save(tmp_path / "out.zarr", "again")
     with pytest.raises(StoreError, match="of different sections"):
         export_dataset(made, tmp_path / "d")
-    session = Session(tmp_path)
+    session = ViewerSession(tmp_path)
     for result, place in zip(made, (section.path, twin), strict=True):
         session.keep(result, place.stem, SectionSource(path=str(place)))
     session.close()

@@ -10,7 +10,7 @@ from napari_stmdit.errors import CheckpointError
 from napari_stmdit.model.foreign.keys import from_native
 from napari_stmdit.progress import DownloadProgress
 from napari_stmdit.tissue.open import SectionSource
-from napari_stmdit.ui.checkpoints import Acquisition, ConvertIntent, offers
+from napari_stmdit.ui.checkpoints import Acquisition, ConvertIntent, downloadables
 from napari_stmdit.ui.jobs import start_inline
 from napari_stmdit.ui.state import ModelChoice, QueuedRun, RunStatus, WorkbenchState
 
@@ -49,7 +49,7 @@ def foreign(tmp_path):
 
 
 def test_offers_say_size_licence_and_state_before_anything_is_fetched(desk):
-    found = {offer.entry.name: offer for offer in offers()}
+    found = {offer.entry.name: offer for offer in downloadables()}
     uni = found["uni2-h"]
     assert (
         uni.entry.gated
@@ -71,7 +71,7 @@ def test_files_are_taken_from_a_folder(desk, tmp_path):
     assert (tmp_path / "home" / "downloads" / "uni2-h" / "pytorch_model.bin").read_bytes() == b"weights" * 100
     assert seen[0].name == "uni2-h" and desk.state.fetching is None
     assert desk.told[-1][0] == "info" and "uni2-h is on this computer" in desk.told[-1][1]
-    assert next(offer for offer in offers() if offer.entry.name == "uni2-h").here
+    assert next(offer for offer in downloadables() if offer.entry.name == "uni2-h").here
 
 
 def test_what_cannot_be_fetched_is_told(desk, tmp_path):

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """Downloadable entry, as it is shown before the user consents."""
+class Downloadable:
+    """Entry that can be downloaded, as it is shown before the user consents."""
 
     entry: Entry
     here: bool  # whether it is on this computer
@@ -79,16 +79,16 @@ class ConvertIntent:
     genes: str | None = None
 
 
-def offers() -> tuple[Offer, ...]:
+def downloadables() -> tuple[Downloadable, ...]:
     """Return the downloadable entries, with their state on this computer."""
     from ..model.zoo import state_of, zoo
 
-    return tuple(Offer(entry, state_of(entry)[0] == "here") for entry in zoo())
+    return tuple(Downloadable(entry, state_of(entry)[0] == "here") for entry in zoo())
 
 
-def section_offers() -> tuple[Offer, ...]:
+def downloadable_sections() -> tuple[Downloadable, ...]:
     """Return the public sections, with their state on this computer."""
-    return tuple(Offer(entry, find_section(entry) is not None) for entry in public_sections())
+    return tuple(Downloadable(entry, find_section(entry) is not None) for entry in public_sections())
 
 
 class Acquisition:

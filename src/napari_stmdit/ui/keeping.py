@@ -13,7 +13,7 @@ from ..errors import StmditError, StoreError
 from ..progress import CancelToken
 from ..synthesis.requests import EditFile, used_by
 from ..synthesis.result import Result
-from ..synthesis.sessions import KeptSection, KeptSession, Session, discard, find_sessions, results_and_edits
+from ..synthesis.unsaved import KeptSection, KeptSession, ViewerSession, discard, find_sessions, results_and_edits
 from ..tissue.elements import section_key
 from ..tissue.open import SectionSource
 from ..types import Section
@@ -47,20 +47,20 @@ class Keeping:
     ) -> None:
         self.state = state
         self._start, self._results, self._painting, self._open = start, results, painting, open_section
-        self._own: Session | None = None
-        self._taken: list[Session] = []
+        self._own: ViewerSession | None = None
+        self._taken: list[ViewerSession] = []
         self._works: deque[Callable[[], Callable[[], None]]] = deque()
         self._one_at_a_time = Lock()
         self._busy = self._closed = self._edits_wait = False
         self._known: set[int] = set()
-        self._places: dict[int, tuple[Session, Path]] = {}
-        self._pending: dict[str, list[tuple[Session, KeptSession]]] = {}
+        self._places: dict[int, tuple[ViewerSession, Path]] = {}
+        self._pending: dict[str, list[tuple[ViewerSession, KeptSession]]] = {}
         self._source: tuple[Section, SectionSource | None] | None = None
 
     def begin(self, home: Path) -> None:
         """Start saving into a folder of user data, also again after `close`, and look for earlier sessions there."""
         if self._own is None:
-            self._own = Session(home)
+            self._own = ViewerSession(home)
             self._known = {entry.number for entry in self.state.results}
             events = self.state.events
             events.results.connect(self._results_changed, max_args=0)
@@ -155,7 +155,7 @@ class Keeping:
             self.state.tell("info", "A section is being opened: press Restore again when it is there.")
             return
         self._take_from_offer(kept)
-        if self._own is None or (session := Session.take(self._own.home, kept)) is None:
+        if self._own is None or (session := ViewerSession.take(self._own.home, kept)) is None:
             self.state.tell("warning", "These results belong to another viewer now; close that first.")
             return
         self._taken.append(session)
@@ -194,7 +194,7 @@ class Keeping:
             self._read(section, key, session, kept)
         return bool(found)
 
-    def _read(self, section: Section, key: str, session: Session, kept: KeptSession) -> None:
+    def _read(self, section: Section, key: str, session: ViewerSession, kept: KeptSession) -> None:
         def read() -> Callable[[], None]:
             read, faults = [], []
             for one in kept.results:
@@ -208,7 +208,7 @@ class Keeping:
         self._do(read)
 
     def _bring(
-        self, section: Section, session: Session, kept: KeptSection, read: Sequence[Any], faults: Sequence[str]
+        self, section: Section, session: ViewerSession, kept: KeptSection, read: Sequence[Any], faults: Sequence[str]
     ) -> None:
         if self.state.section is not section:  # another was opened meanwhile: when this one comes back
             return

@@ -17,7 +17,7 @@ from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
 from ..tissue.pseudo_spots import level_sizes
 from ..types import CanvasFrame, PatchResult, Section
-from .spot_colours import DIVERGING, RING, SpotLook, colormap_of
+from .spot_colours import DIVERGING, RING, SpotPaint, colormap_of
 from .strokes import describe
 
 Role = Literal["slide", "spots", "outlines", "result", "stored", "context", "preview", "live", "seam", "change"]
@@ -315,7 +315,7 @@ def remove(viewer: Any, layer: Any) -> None:
         gc.unfreeze()
 
 
-def draw_spots(layer: Any, look: SpotLook, selected: NDArray[np.int64] | None = None) -> None:
+def draw_spots(layer: Any, look: SpotPaint, selected: NDArray[np.int64] | None = None) -> None:
     """Set colours and outlines of the spots, and napari's selection to the rows in ``selected``.
 
     napari sends all points to the screen for each property that is set. Its events are blocked here, and the colours, which do not, are set

@@ -23,7 +23,7 @@ from ..types import Section, SpotTable
 from . import layers
 from .jobs import Handlers, Job, Lane, Start, failing, once
 from .layers import protect
-from .spot_colours import THIN_PX, Edited, SpotLook, SpotValues, as_text, face_of, look_of
+from .spot_colours import THIN_PX, Edited, SpotPaint, SpotValues, as_text, face_of, look_of
 from .state import Colouring, ColourScale, Combine, WorkbenchState
 
 REWIDEN = 1.3
@@ -321,7 +321,7 @@ class SectionView:
             self._diameter_px = shown
             self.redraw()
 
-    def _look(self) -> SpotLook:
+    def _look(self) -> SpotPaint:
         chosen = (self._selected, self._hollow, self._outlined, self.outline_only, self._diameter_px)
         return look_of(self._values, self._scale, *chosen)
 

@@ -233,7 +233,7 @@ _CATEGORIES = (
 
 
 @dataclass(frozen=True)
-class SpotLook:
+class SpotPaint:
     """Colours (n, 4) of faces and borders, 0 to 1, and border widths (n,) relative to the diameter."""
 
     face: NDArray[np.float32]
@@ -287,7 +287,7 @@ def look_of(
     painted: NDArray[np.bool_] | None = None,
     outline: bool = False,
     diameter_px: float = 0.0,
-) -> SpotLook:
+) -> SpotPaint:
     """Return colours and borders of spots.
 
     ``values`` are (n,) numbers or names of categories, or None for rings alone. Masks (n,): ``selected`` spots have the selection's
@@ -308,4 +308,4 @@ def look_of(
     if not outline:
         border[hollow, 3] = 0
     width *= min(1.0, THIN_PX / max(diameter_px, THIN_PX))
-    return SpotLook(face, border, width)
+    return SpotPaint(face, border, width)

@@ -24,8 +24,8 @@ from ..progress import Progress
 from ..synthesis.models import PatchModel
 from ..synthesis.plan import Estimate
 from ..synthesis.result import Result
-from ..synthesis.sessions import MAX_DAYS, KeptSession, results_and_edits
 from ..synthesis.stored import StoredResult
+from ..synthesis.unsaved import MAX_DAYS, KeptSession, results_and_edits
 from ..synthesis.variants import ContactSheet
 from ..text import counted
 from ..tissue.alignment import Alignment

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 
 from ...evaluation.paper_figure import DPI, WIDTHS_MM
 from ...expression.edit_tables import layers_of
-from ...synthesis.sessions import KeptSession
+from ...synthesis.unsaved import KeptSession
 from ..presenter import Presenter
 from ..state import WorkbenchState
 from .common import Connections, Text, button, column, combo, connect_state, labelled, named, row

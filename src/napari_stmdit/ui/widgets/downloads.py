@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QFileDialog, QProgressBar, QWidget
 from ...model.zoo import ZooEntry
 from ...text import capitalised, size_words
 from ...tissue.public import PublicSection
-from ..checkpoints import Acquisition, Offer, offers, section_offers
+from ..checkpoints import Acquisition, Downloadable, downloadable_sections, downloadables
 from ..presenter import Presenter
 from ..state import Fetching
 from .common import Connections, Text, blocked, button, column, combo, connect_state, named, paced, row
@@ -25,7 +25,7 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
 
     def __init__(self) -> None:
         super().__init__()
-        self._offers: dict[str, Offer] = {}
+        self._offers: dict[str, Downloadable] = {}
         self._fetching = False
         self.choice = combo(self.WHAT, "What to download", length=5)
         self.facts, self.licence = Text("info"), Text("quiet")
@@ -75,15 +75,15 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         self.stop.clicked.connect(lambda: acquisition.stop_download())
         return connect_state(state.events, ("fetching", paced(self, show, lambda: state.fetching is not None)))
 
-    def known(self) -> Sequence[Offer]:
-        """Return the offers."""
-        return offers()
+    def known(self) -> Sequence[Downloadable]:
+        """Return what can be downloaded."""
+        return downloadables()
 
     def fetcher(self, acquisition: Acquisition) -> Callable[[str, str | None], None]:
         """Return the function that downloads by name."""
         return acquisition.download
 
-    def describe(self, offer: Offer) -> tuple[str, str]:
+    def describe(self, offer: Downloadable) -> tuple[str, str]:
         """Return description with size, and terms."""
         kind = offer.entry.kind.replace("_", " ").capitalize() if isinstance(offer.entry, ZooEntry) else ""
         hand = " It is on no hub: get the files from the page below and choose their folder." if offer.by_hand else ""
@@ -93,8 +93,8 @@ class DownloadsPanel(QWidget):  # type: ignore[misc,unused-ignore]
         """Return the name of the chosen offer."""
         return str(self.choice.currentData() or "")
 
-    def offer(self, known: Sequence[Offer]) -> None:
-        """Show the offers with their state."""
+    def offer(self, known: Sequence[Downloadable]) -> None:
+        """Show what can be downloaded, with its state."""
         present = self.name()
         self._offers = {offer.entry.name: offer for offer in known}
         with blocked(self.choice):
@@ -167,9 +167,9 @@ class SectionsPanel(DownloadsPanel):
         connections.add(connect_state(presenter.state.events, ("sizes", self._show_choice)).close)
         return connections
 
-    def known(self) -> Sequence[Offer]:
-        """Return the offers."""
-        return section_offers()
+    def known(self) -> Sequence[Downloadable]:
+        """Return what can be downloaded."""
+        return downloadable_sections()
 
     def fetcher(self, acquisition: Acquisition) -> Callable[[str, str | None], None]:
         """Return the function that downloads by name."""
@@ -180,7 +180,7 @@ class SectionsPanel(DownloadsPanel):
         super().choose(name)
         self._want_size()
 
-    def describe(self, offer: Offer) -> tuple[str, str]:
+    def describe(self, offer: Downloadable) -> tuple[str, str]:
         """Return description with size, and terms."""
         entry = offer.entry
         assert isinstance(entry, PublicSection)

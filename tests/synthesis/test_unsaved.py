@@ -13,9 +13,9 @@ from napari_stmdit.edits import Scale
 from napari_stmdit.errors import StoreError
 from napari_stmdit.intent import Request
 from napari_stmdit.regions import SpotList
-from napari_stmdit.synthesis import sessions
+from napari_stmdit.synthesis import unsaved
 from napari_stmdit.synthesis.requests import EditFile
-from napari_stmdit.synthesis.sessions import Session, discard, find_sessions
+from napari_stmdit.synthesis.unsaved import ViewerSession, discard, find_sessions
 from napari_stmdit.tissue.open import SectionSource, open_section
 
 EDITS = EditFile(edits=(Scale(genes=("ERBB2",), factor=5, name="more ERBB2"),))
@@ -42,7 +42,7 @@ def crashed(session):
 
 
 def test_a_crash_leaves_results_and_edits_as_they_were_made(tmp_path, result, source, tiny_section):
-    session = Session(tmp_path)
+    session = ViewerSession(tmp_path)
     session.keep(result, "noise, 3 spots (synthetic)", source)
     session.note_edits(tiny_section, source, EDITS)
     assert find_sessions(tmp_path) == ()  # of a viewer that lives
@@ -67,7 +67,7 @@ def test_a_crash_leaves_results_and_edits_as_they_were_made(tmp_path, result, so
 
 
 def test_what_was_saved_or_taken_back_is_not_offered_and_leaves_nothing(tmp_path, result, source, tiny_section):
-    session = Session(tmp_path)
+    session = ViewerSession(tmp_path)
     place = session.keep(result, "a", source)
     session.note_edits(tiny_section, source, EDITS)
     session.forget([place])
@@ -78,15 +78,15 @@ def test_what_was_saved_or_taken_back_is_not_offered_and_leaves_nothing(tmp_path
 
 
 def test_a_session_is_taken_by_one_viewer_and_goes_on(tmp_path, result, source):
-    first = Session(tmp_path)
+    first = ViewerSession(tmp_path)
     first.keep(result, "a", source)
     saved = first.keep(result, "b", source)
     first.forget([saved])
     first.close()
     (kept,) = find_sessions(tmp_path)
     assert [one.name for one in kept.results] == ["a"] and not saved.exists()
-    second = Session.take(tmp_path, kept)
-    assert Session.take(tmp_path, kept) is None and find_sessions(tmp_path) == ()
+    second = ViewerSession.take(tmp_path, kept)
+    assert ViewerSession.take(tmp_path, kept) is None and find_sessions(tmp_path) == ()
     with pytest.raises(StoreError, match="another viewer"):
         discard(kept)
     second.keep(result, "c", source)
@@ -99,7 +99,7 @@ def test_a_session_is_taken_by_one_viewer_and_goes_on(tmp_path, result, source):
 
 @pytest.mark.parametrize("what", ["a file beside", "a changed result"])
 def test_what_this_program_did_not_write_stays(tmp_path, result, source, what):
-    session = Session(tmp_path)
+    session = ViewerSession(tmp_path)
     place = session.keep(result, "a", source)
     folder = session.folder
     session.close()
@@ -114,32 +114,32 @@ def test_what_this_program_did_not_write_stays(tmp_path, result, source, what):
 def test_sessions_are_bounded_in_age_and_size(tmp_path, result, source, monkeypatch):
     places = []
     for age in (40, 2, 1):
-        session = Session(tmp_path)
+        session = ViewerSession(tmp_path)
         session.keep(result, f"{age} days", source)
         folder, day = session.folder, datetime.datetime.now() - datetime.timedelta(days=age)
         session.close()
         places.append(folder.with_name(f"{day:%Y%m%d-%H%M%S}-{folder.name[-6:]}"))
         folder.rename(places[-1])
-        for file in (places[-1] / sessions.FILE, *places[-1].rglob(sessions.RECORD)):
+        for file in (places[-1] / unsaved.FILE, *places[-1].rglob(unsaved.RECORD)):
             os.utime(file, (day.timestamp(), day.timestamp()))
     assert [one.results[0].name for one in find_sessions(tmp_path)] == ["1 days", "2 days"]
     assert not places[0].exists()
-    monkeypatch.setattr(sessions, "MAX_BYTES", int(1.5 * sessions._size(places[2])))
+    monkeypatch.setattr(unsaved, "MAX_BYTES", int(1.5 * sessions._size(places[2])))
     assert [one.results[0].name for one in find_sessions(tmp_path)] == ["1 days"]
-    monkeypatch.setattr(sessions, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(unsaved, "MAX_BYTES", 10_000)
     with pytest.raises(StoreError, match=r"not kept for the next start.*save it"):
-        Session(tmp_path).keep(result, "large", source)
+        ViewerSession(tmp_path).keep(result, "large", source)
 
 
 def test_a_viewer_that_is_open_for_longer_loses_nothing_by_its_age(tmp_path, result, source, monkeypatch):
-    then = datetime.datetime.now() - datetime.timedelta(days=sessions.MAX_DAYS + 10)
+    then = datetime.datetime.now() - datetime.timedelta(days=unsaved.MAX_DAYS + 10)
 
     class Then(datetime.datetime):
         @classmethod
         def now(cls):
             return then
 
-    session = Session(tmp_path)
+    session = ViewerSession(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(sessions.datetime, "datetime", Then)
         session._begun()
@@ -152,7 +152,7 @@ def test_a_kill_right_after_a_result_is_written_loses_it_not(tmp_path, result, s
     class Killed(BaseException):
         pass
 
-    session, replacing = Session(tmp_path), sessions.WORK.replacing
+    session, replacing = ViewerSession(tmp_path), unsaved.WORK.replacing
 
     @contextlib.contextmanager
     def killed(place):
@@ -160,7 +160,7 @@ def test_a_kill_right_after_a_result_is_written_loses_it_not(tmp_path, result, s
             yield draft
         raise Killed
 
-    monkeypatch.setattr(type(sessions.WORK), "replacing", lambda self, place: killed(place))
+    monkeypatch.setattr(type(unsaved.WORK), "replacing", lambda self, place: killed(place))
     with pytest.raises(Killed):
         session.keep(result, "whole", source)
     crashed(session)
@@ -172,7 +172,7 @@ def test_a_kill_right_after_a_result_is_written_loses_it_not(tmp_path, result, s
 )
 def test_a_damaged_session_is_left_alone_and_hides_no_other(tmp_path, result, source, damage):
     for _ in range(2):
-        session = Session(tmp_path)
+        session = ViewerSession(tmp_path)
         session.keep(result, "a", source)
         session.close()
     folder = sorted((tmp_path / "sessions").iterdir())[0]
@@ -182,7 +182,7 @@ def test_a_damaged_session_is_left_alone_and_hides_no_other(tmp_path, result, so
 
 
 def test_a_result_of_another_section_is_refused(tmp_path, result, source, tiny_section):
-    session = Session(tmp_path)
+    session = ViewerSession(tmp_path)
     session.keep(result, "a", source)
     crashed(session)
     (kept,) = find_sessions(tmp_path)
@@ -197,5 +197,5 @@ def test_a_result_of_another_section_is_refused(tmp_path, result, source, tiny_s
 def test_a_folder_that_cannot_be_written_is_said(tmp_path, result, source):
     (tmp_path / "sessions").write_text("")
     with pytest.raises(StoreError, match="save what you need"):
-        Session(tmp_path).keep(result, "a", source)
+        ViewerSession(tmp_path).keep(result, "a", source)
     assert find_sessions(tmp_path) == ()

@@ -128,8 +128,8 @@ class KeptSession:
 
 
 @dataclass
-class Session:
-    """Session of one viewer; its folder is created with the first thing to keep. Driven by one thread at a time.
+class ViewerSession:
+    """ViewerSession of one viewer; its folder is created with the first thing to keep. Driven by one thread at a time.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ class Session:
     """Its folder before `close`, where unsaved work stays."""
 
     @classmethod
-    def take(cls, home: Path, kept: KeptSession) -> Session | None:
+    def take(cls, home: Path, kept: KeptSession) -> ViewerSession | None:
         """Continue an abandoned session; None where another viewer has it."""
         lock = _lock(kept.folder)
         if lock is None:
