@@ -124,7 +124,7 @@ def test_sessions_are_bounded_in_age_and_size(tmp_path, result, source, monkeypa
             os.utime(file, (day.timestamp(), day.timestamp()))
     assert [one.results[0].name for one in find_sessions(tmp_path)] == ["1 days", "2 days"]
     assert not places[0].exists()
-    monkeypatch.setattr(unsaved, "MAX_BYTES", int(1.5 * sessions._size(places[2])))
+    monkeypatch.setattr(unsaved, "MAX_BYTES", int(1.5 * unsaved._size(places[2])))
     assert [one.results[0].name for one in find_sessions(tmp_path)] == ["1 days"]
     monkeypatch.setattr(unsaved, "MAX_BYTES", 10_000)
     with pytest.raises(StoreError, match=r"not kept for the next start.*save it"):
@@ -141,7 +141,7 @@ def test_a_viewer_that_is_open_for_longer_loses_nothing_by_its_age(tmp_path, res
 
     session = ViewerSession(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(sessions.datetime, "datetime", Then)
+        patched.setattr(unsaved.datetime, "datetime", Then)
         session._begun()
     session.keep(result, "made today", source)
     crashed(session)

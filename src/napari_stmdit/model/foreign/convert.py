@@ -147,7 +147,8 @@ def convert(
         on_stage("writing")
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as draft:
-            (draft / "transformer").mkdir(parents=True)
+            for part in ("transformer", "scheduler", *references):
+                (draft / part).mkdir(parents=True)
             ConfigMixin.save_config(net, draft / "transformer")
             shapes = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
             write_safetensors(draft / "transformer" / WEIGHTS, opened.tensors, shapes)
