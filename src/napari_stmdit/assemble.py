@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from .devices import choose_device, decoder_on, memory_given_back
 from .downloads.places import data_directory
-from .editing import TissueEditor, noise_cache
+from .editing import NOISE_BYTES, NOISE_FOLDER_BYTES, TissueEditor
 from .embeddings import PrecomputedEmbeddings
 from .encoder_sources import MissingEncoder
+from .encoders.cache import EmbeddingCache, user_cache
 from .errors import CheckpointError, GeneError, StmditError
 from .expression.changes import Profile
 from .intent import CheckpointCard
@@ -27,7 +28,7 @@ from .synthesis.models import PatchBatch
 from .types import DenoiseStep, Genes, Sampling
 
 if TYPE_CHECKING:
-    from .encoders.cache import EmbeddingCache, ExpressionEncoder, MorphologyEncoder
+    from .encoders.cache import ExpressionEncoder, MorphologyEncoder
     from .encoders.morphology_map import MorphologyMap
     from .model.foreign.convert import Converted
     from .model.pipeline import STMDiTPipeline
@@ -122,7 +123,8 @@ class Checkpoint:
         """Editor of real crops; it caches their noise."""
         embeddings = self.provenance.get("morphology_embeddings", {})
         known = " ".join(str(v) for v in (self.provenance["sha256"], self.provenance["dtype"], *embeddings.values()))
-        return TissueEditor(self.pipeline, f"{known} {self.device.split(':')[0]}", noise_cache())
+        noise = user_cache("noise", NOISE_BYTES, NOISE_FOLDER_BYTES)
+        return TissueEditor(self.pipeline, f"{known} {self.device.split(':')[0]}", noise)
 
     def with_noise_cache(self, cache: EmbeddingCache) -> Checkpoint:
         """Return this checkpoint with another cache for the noise of crops."""

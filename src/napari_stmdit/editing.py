@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .devices import memory_given_back
-from .errors import NotFiniteError, StoreError
+from .encoders.cache import EmbeddingCache
+from .errors import NotFiniteError
 from .progress import Batches, mapped
 from .types import DenoiseStep
 
 if TYPE_CHECKING:
-    from .encoders.cache import EmbeddingCache
     from .model.inference import ConditionTensors
     from .model.pipeline import STMDiTPipeline
     from .synthesis.models import Edited, PatchBatch
@@ -50,7 +50,7 @@ class TissueEditor:
         self.identity = identity
         self.cache = cache
         self.abducted = 0
-        self._images = images_cache()
+        self._images = EmbeddingCache(IMAGE_BYTES)
 
     def edit(self, batch: PatchBatch) -> Iterator[DenoiseStep]:
         """Yield after every network call; the last step carries the edited crops (b, p, p, 3) uint8.
@@ -228,27 +228,6 @@ class TissueEditor:
 def at_once(count: int) -> Batches:
     """Return batches of a fixed size: the caller halves them itself."""
     return Batches(count, smallest=count)
-
-
-def images_cache() -> EmbeddingCache:
-    """Return a cache for decoded crops, in memory."""
-    from .encoders.cache import EmbeddingCache
-
-    return EmbeddingCache(IMAGE_BYTES)
-
-
-def noise_cache() -> EmbeddingCache:
-    """Return a cache for paths to noise, in memory and on disk."""
-    from platformdirs import user_cache_path
-
-    from .encoders.cache import EmbeddingCache
-
-    try:
-        return EmbeddingCache(
-            NOISE_BYTES, user_cache_path("napari-stmdit", appauthor=False) / "noise", NOISE_FOLDER_BYTES
-        )
-    except StoreError:  # a home that cannot be written is no reason not to run
-        return EmbeddingCache(NOISE_BYTES)
 
 
 def conditions_of(morphology: NDArray[np.float32] | None, expression: NDArray[np.float32] | None) -> ConditionTensors:

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .embeddings import PrecomputedEmbeddings, read_embeddings
-from .errors import CheckpointError, GeneError, StmditError, StoreError
+from .errors import CheckpointError, GeneError, StmditError
 from .files import BadFile, read_text
 
 if TYPE_CHECKING:
     import torch
 
-    from .encoders.cache import EmbeddingCache
     from .model.folder import CheckpointFolder, Component
 
 CACHE_BYTES = 256 * 2**20
@@ -163,7 +162,7 @@ def _open(component: Component, name: str, device: torch.device) -> Any:
 
 
 def _open_cancer_foundation(component: Component, name: str, device: torch.device) -> Any:
-    from .encoders.cache import CachedExpression
+    from .encoders.cache import CachedExpression, user_cache
     from .encoders.cancer_foundation.encoder import CancerFoundationEncoder
     from .encoders.cancer_foundation.folder import read_encoder
     from .encoders.cancer_foundation.vocabulary import read_vocabulary
@@ -183,11 +182,12 @@ def _open_cancer_foundation(component: Component, name: str, device: torch.devic
             read_settings(args) if args.is_file() else None,
             **described.settings.model_dump(exclude_unset=True),
         )
-    return CachedExpression(encoder.to(device), _cache(), _key(component))
+    cache = user_cache("embeddings", CACHE_BYTES, CACHE_FOLDER_BYTES)
+    return CachedExpression(encoder.to(device), cache, _key(component))
 
 
 def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
-    from .encoders.cache import CachedMorphology
+    from .encoders.cache import CachedMorphology, user_cache
     from .encoders.uni2h import Uni2hEncoder
     from .model.reading import read_settings, read_weights
 
@@ -199,24 +199,8 @@ def _open_uni2h(component: Component, name: str, device: torch.device) -> Any:
         beside = weights.parent / "config.json"
         config = read_settings(beside) if beside.name in reference.files else {}
         encoder = Uni2hEncoder.from_tensors(read_weights(weights), config, str(weights))
-    return CachedMorphology(encoder.to(device), _cache(), _key(component))
-
-
-def embeddings_folder() -> Path:
-    """Return the folder in which embeddings of patches are kept."""
-    from platformdirs import user_cache_path
-
-    return user_cache_path("napari-stmdit", appauthor=False) / "embeddings"
-
-
-def _cache() -> EmbeddingCache:
-    """Return a cache in memory and on disk: a UNI2-h embedding takes seconds on a CPU."""
-    from .encoders.cache import EmbeddingCache
-
-    try:
-        return EmbeddingCache(CACHE_BYTES, embeddings_folder(), CACHE_FOLDER_BYTES)
-    except StoreError:  # a home that cannot be written is no reason not to run
-        return EmbeddingCache(CACHE_BYTES)
+    cache = user_cache("embeddings", CACHE_BYTES, CACHE_FOLDER_BYTES)
+    return CachedMorphology(encoder.to(device), cache, _key(component))
 
 
 def _key(component: Component) -> str:

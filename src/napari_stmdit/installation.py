@@ -17,7 +17,7 @@ import psutil
 from .assemble import list_checkpoints
 from .devices import devices
 from .downloads.places import data_directory
-from .encoder_sources import embeddings_folder
+from .encoders.cache import cache_folder
 
 PACKAGES = (
     "torch diffusers safetensors huggingface_hub numpy pandas scipy anndata spatialdata spatialdata-io dask zarr tifffile "
@@ -56,7 +56,8 @@ def describe_installation() -> dict[str, Any]:
     qt = {name: found for name in BINDINGS if (found := _version(name))}
     folders = {
         "data": data_directory(),
-        "embeddings": embeddings_folder(),
+        "embeddings": cache_folder("embeddings"),
+        "noise": cache_folder("noise"),
         "package": Path(str(files("napari_stmdit"))),
         "here": Path.cwd(),
     }

@@ -25,6 +25,7 @@ sampling_option = partial(typer.Option, rich_help_panel="Sampling")
 machine_option = partial(typer.Option, rich_help_panel="Checkpoint and computer")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
+Results = Annotated[Path, typer.Argument(help="SpatialData store with results, as stmdit synthesize writes it.")]
 Json = Annotated[bool, output_option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Mpp = Annotated[float | None, section_option(help="Microns per full-resolution pixel; overrides the file's.")]
 Factors = Annotated[

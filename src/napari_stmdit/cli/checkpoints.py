@@ -51,12 +51,16 @@ _ROWS = {
 }
 
 
+SettingsFile = Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")]
+MappingFile = Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")]
+
+
 def inspect(
     path: Annotated[
         Path, typer.Argument(help="A checkpoint file or folder, a name that `stmdit info` lists, or a tissue section.")
     ],
-    config: Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")] = None,
-    mapping: Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")] = None,
+    config: SettingsFile = None,
+    mapping: MappingFile = None,
     fullres: Annotated[Path | None, section_option(help="Full-resolution image, where the folder lacks it.")] = None,
     mpp: Mpp = None,
     exclude: Exclude = None,
@@ -138,8 +142,8 @@ def convert(
     patch_mpp: Annotated[
         float | None, typer.Option(help="Microns per pixel of its patches: no file states it.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings, where they are not beside the weights.")] = None,
-    mapping: Annotated[Path | None, typer.Option(help="Mapping file for names that are not known.")] = None,
+    config: SettingsFile = None,
+    mapping: MappingFile = None,
     name: Annotated[str | None, output_option(help="Name of the checkpoint; the folder's by default.")] = None,
     genes: Annotated[Path | None, parts_option(help="Genes of the expression encoder, one symbol a line.")] = None,
     genes_from: Annotated[Path | None, parts_option(help="Section to choose those genes from instead.")] = None,

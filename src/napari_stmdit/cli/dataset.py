@@ -13,6 +13,7 @@ from ._common import (
     Json,
     OldOutput,
     ProgressBar,
+    Results,
     one_output,
     output_option,
     print_json,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def export_dataset(
-    result: Annotated[Path, typer.Argument(help="SpatialData store with results, as stmdit synthesize writes it.")],
+    result: Results,
     out: OldOutput = None,
     output: Annotated[Path | None, output_option(help="Folder to make.")] = None,
     formats: Annotated[

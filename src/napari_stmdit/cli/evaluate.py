@@ -27,6 +27,7 @@ from ._common import (
     Mpp,
     Orientation,
     ProgressBar,
+    Results,
     machine_option,
     output_option,
     print_json,
@@ -175,7 +176,7 @@ def evaluate(
 
 
 def evaluate_result(
-    result: Annotated[Path, typer.Argument(help="SpatialData store with results, as stmdit synthesize writes it.")],
+    result: Results,
     output: Folder = OUTPUT,
     runs: Annotated[list[str] | None, request_option("--run", help="A result to evaluate; all by default.")] = None,
     feature_space: FeatureSpaces = None,
@@ -291,7 +292,7 @@ def _report(found: Evaluated, as_json: bool) -> None:
 
 
 def figure(
-    result: Annotated[Path, typer.Argument(help="SpatialData store with results, as stmdit synthesize writes it.")],
+    result: Results,
     output: Annotated[Path, output_option(help="Figure to write; its ending says how: .png, .svg or .pdf.")],
     run: Annotated[str | None, request_option(help="The result; needed where the store holds several.")] = None,
     fullres: Annotated[

@@ -309,3 +309,18 @@ def _digest(*parts: bytes) -> str:
         total.update(f"{len(part)}:".encode())
         total.update(part)
     return total.hexdigest()
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of the user's caches: ``embeddings`` of patches, or ``noise`` that crops were taken to."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("napari-stmdit", appauthor=False) / name
+
+
+def user_cache(name: str, limit_bytes: int, folder_limit_bytes: int) -> EmbeddingCache:
+    """Return a cache in memory and in the user's `cache_folder`; a home that cannot be written is no reason not to run."""
+    try:
+        return EmbeddingCache(limit_bytes, cache_folder(name), folder_limit_bytes)
+    except StoreError:
+        return EmbeddingCache(limit_bytes)
