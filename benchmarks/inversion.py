@@ -369,7 +369,9 @@ class Study:
         self.latents = torch.cat([encode_latents(vae, self.spots.crops[self.a[k]]).float() for k in self.parts()])
         self.real = {
             "haematoxylin": np.array([measures.haematoxylin_density(crop) for crop in self.spots.crops]),
-            "nuclei": np.array([float(measures.count_nuclei(crop)) for crop in self.spots.crops]),
+            "nuclei": np.array(
+                [float(measures.count_nuclei(crop, self.checkpoint.card.patch_mpp)) for crop in self.spots.crops]
+            ),
         }
 
     def parts(self) -> Iterator[slice]:
@@ -394,7 +396,9 @@ class Study:
         pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8)
         return {
             "haematoxylin": np.array([measures.haematoxylin_density(image) for image in pixels]),
-            "nuclei": np.array([float(measures.count_nuclei(image)) for image in pixels]),
+            "nuclei": np.array(
+                [float(measures.count_nuclei(image, self.checkpoint.card.patch_mpp)) for image in pixels]
+            ),
         }
 
     def coefficient(self, what: str, change: np.ndarray, given: np.ndarray) -> dict[str, float]:

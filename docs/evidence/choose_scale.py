@@ -16,8 +16,6 @@ import numpy as np
 from intervals import correlate
 from synthesizer import Spots, Synthesizer, open_named
 
-from napari_stmdit.evaluation.measures import measure
-
 HERE = Path(__file__).resolve().parent
 
 
@@ -52,7 +50,7 @@ def figures(maker: Synthesizer, spots: Spots, scale: float, seeds: int) -> dict[
     """Return r of haematoxylin for each seed and for their mean, and the mean density over the real one."""
     guidance = maker.guidance(expression=scale)
     stacks = [maker.images(spots.seeds(seed), None, spots.expression, guidance) for seed in range(seeds)]
-    density = np.stack([measure(stack).haematoxylin for stack in stacks])
+    density = np.stack([spots.measured(stack).haematoxylin for stack in stacks])
     real = spots.real.haematoxylin
     return {
         "r_per_seed": [round(correlate(values, real), 3) for values in density],

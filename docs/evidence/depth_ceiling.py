@@ -44,7 +44,7 @@ def main() -> None:
         spots = section.spots
         counts[name] = gather_counts(spots.counts, match_genes(genes, spots.genes), genes).toarray().astype(np.float32)
         depth[name] = spots.relative_depth
-        density[name] = measure(crops_at(section, spots.yx, checkpoint.card)).haematoxylin
+        density[name] = measure(crops_at(section, spots.yx, checkpoint.card), checkpoint.card.patch_mpp).haematoxylin
     encode = checkpoint.expression.encode_counts
     readings = {
         "log-normalised counts": lambda c, _: log_normalise(c),

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from synthesizer import Spots, Synthesizer
 
 from napari_stmdit.edits import Towards
-from napari_stmdit.evaluation.measures import PatchStatistics, measure
+from napari_stmdit.evaluation.measures import PatchStatistics
 from napari_stmdit.expression.genes import match_genes
 from napari_stmdit.expression.normalise import cp10k_log1p
 from napari_stmdit.intent import Request
@@ -65,7 +65,7 @@ def strip_density(maker: Synthesizer, spots: Spots, target: str, strength: float
     """Return (spots,) haematoxylin density at one strength, mean of the seeds."""
     expression = moved(spots, maker.checkpoint, target, strength)
     stacks = [maker.images(spots.seeds(seed), None, expression) for seed in range(seeds)]
-    return np.mean([measure(stack).haematoxylin for stack in stacks], axis=0)
+    return np.mean([spots.measured(stack).haematoxylin for stack in stacks], axis=0)
 
 
 def trend(density: np.ndarray) -> dict[str, Any]:
@@ -93,10 +93,10 @@ def swap(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
     for scale in (own_scale, 2 * own_scale):
         guidance = maker.guidance(expression=scale)
         entry, made = {}, {}
-        base = measure(maker.images(part.seeds(0), part.morphology, part.expression, guidance))
+        base = part.measured(maker.images(part.seeds(0), part.morphology, part.expression, guidance))
         for target in ("tumour", "stroma", "adipose"):
             images = maker.images(part.seeds(0), part.morphology, moved(part, maker.checkpoint, target, 1.0), guidance)
-            made[target] = measure(images)
+            made[target] = part.measured(images)
             entry[target] = differences(made[target], base)
         for other in ("stroma", "adipose"):
             entry[f"tumour, against {other}"] = differences(made["tumour"], made[other])
@@ -129,7 +129,7 @@ def depth(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
     cases = {}
     for name, expression in encoded.items():
         stacks = [maker.images(spots.seeds(seed), None, expression) for seed in range(options.seeds)]
-        density = np.stack([measure(stack).haematoxylin for stack in stacks])
+        density = np.stack([spots.measured(stack).haematoxylin for stack in stacks])
         averaged = bootstrap_correlation(density.mean(axis=0), spots.real.haematoxylin)
         cases[name] = {
             "r_per_seed": [round(correlate(values, spots.real.haematoxylin), 3) for values in density],

@@ -9,7 +9,7 @@ import numpy as np
 from intervals import bootstrap_correlation, correlate, mean_interval, permutation_interval, rounded
 from synthesizer import Spots, Synthesizer, crops_at, quarters
 
-from napari_stmdit.evaluation.measures import PatchStatistics, measure, reconstruct
+from napari_stmdit.evaluation.measures import PatchStatistics, reconstruct
 from napari_stmdit.evaluation.spaces import (
     EncoderStatistics,
     FeatureSpace,
@@ -60,12 +60,12 @@ def table(maker: Synthesizer, options: argparse.Namespace) -> dict[str, Any]:
     for case in CASES:
         seeds = range(options.seeds + (case == "expression"))
         stacks = [case_images(maker, spots, case, seed) for seed in seeds]
-        rows[case] = figures([measure(stack) for stack in stacks], spots.real)
+        rows[case] = figures([spots.measured(stack) for stack in stacks], spots.real)
         rows[case]["frechet"] = {
             name: [round(space(stack), 2) for stack in stacks[: options.seeds]] for name, space in spaces.items()
         }
     rebuilt = reconstruct(maker.checkpoint, spots.crops)
-    rows["autoencoder"] = figures([measure(rebuilt)], spots.real)
+    rows["autoencoder"] = figures([spots.measured(rebuilt)], spots.real)
     rows["autoencoder"]["frechet"] = {name: [round(space(rebuilt), 2)] for name, space in spaces.items()}
     return {
         "section": options.section,

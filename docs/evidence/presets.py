@@ -17,7 +17,6 @@ from intervals import bootstrap_correlation, rounded
 from synthesizer import Spots, open_named, quarters
 
 from napari_stmdit.assemble import Checkpoint, load_checkpoint
-from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.evaluation.spaces import Frame, RandomConvolutions, frechet_distance
 from napari_stmdit.intent import Request
 from napari_stmdit.synthesis.plan import PRESETS, resolve_sampling
@@ -60,7 +59,7 @@ def images(checkpoint: Checkpoint, spots: Spots, preset: str, seed: int, morphol
 
 def figures(made: np.ndarray, exact: np.ndarray, spots: Spots, space: RandomConvolutions) -> dict[str, Any]:
     """Return what one set of images amounts to."""
-    measured, real = measure(made), spots.real
+    measured, real = spots.measured(made), spots.real
     reference = space.features(quarters(spots.crops))
     frame = Frame.of(reference)
     off = np.abs(made.astype(np.int16) - exact.astype(np.int16))

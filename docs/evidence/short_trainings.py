@@ -27,7 +27,6 @@ from synthesizer import Spots, Synthesizer, open_named
 from torch import Tensor
 
 from napari_stmdit.assemble import checkpoint_folder
-from napari_stmdit.evaluation.measures import measure
 from napari_stmdit.model.folder import load_component, read_folder
 from napari_stmdit.training.state import load_state, save_state
 from napari_stmdit.training.train import train
@@ -122,7 +121,9 @@ def compared(
         maker = Synthesizer(checkpoint, work / f"{name}_images", 2, "auto", None)
         spots = Spots(section, rows, maker.checkpoint)
         guidance = maker.guidance(expression=scale)
-        made = [measure(maker.images(spots.seeds(seed), None, spots.expression, guidance)) for seed in range(SEEDS)]
+        made = [
+            spots.measured(maker.images(spots.seeds(seed), None, spots.expression, guidance)) for seed in range(SEEDS)
+        ]
         found[name] = {}
         for look in LOOKS:
             real, ours = getattr(spots.real, look), np.mean([getattr(one, look) for one in made], axis=0)

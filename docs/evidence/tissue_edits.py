@@ -32,7 +32,7 @@ def edited(section: Any, model: Any, ids: tuple[str, ...], target: str, strength
     """Return the (n, 4) measures of the spots' patches after an edit."""
     edit = st.edits.Towards(target_profile=target, strength=strength)
     request = st.Request(region=st.regions.SpotList(ids=ids), edits=(edit,), counterfactual="on", seed=0)
-    found = measure(np.asarray(st.synthesize(section, request, model).patches))
+    found = measure(np.asarray(st.synthesize(section, request, model).patches), model.card.patch_mpp)
     return np.column_stack([getattr(found, name) for name in MEASURES])
 
 

@@ -38,8 +38,23 @@ def test_nuclei_are_counted_where_they_are():
     density = np.full((64, 64), 0.1)
     for cy, cx in ((12, 12), (12, 40), (44, 20), (50, 50)):
         density += 2.0 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * 3.0**2))
-    assert count_nuclei(stained(density, 0.1)) == 4
-    assert count_nuclei(stained(0.1, 0.1)) == 0
+    assert count_nuclei(stained(density, 0.1), 0.7) == 4
+    assert count_nuclei(stained(0.1, 0.1), 0.7) == 0
+
+
+def test_nuclei_are_the_same_at_every_scale():
+    """Of one size in microns, so that checkpoints of other scales are measured alike."""
+    y, x = np.mgrid[:128, :128]
+    density = np.full((128, 128), 0.1)
+    rng = np.random.default_rng(0)
+    for cy, cx in rng.uniform(8, 120, (12, 2)):
+        # clumped chromatin: two maxima 3 um apart are one nucleus
+        for off in (-1.5, 1.5):
+            density += 1.5 * np.exp(-((y - cy) ** 2 + (x - cx - off / 0.7) ** 2) / (2 * 2.0**2))
+    coarse = stained(density, 0.1, 128)
+    fine = np.repeat(np.repeat(coarse, 2, axis=0), 2, axis=1)
+    (at_coarse,), (at_fine,) = (measure(p[None], mpp).nuclei for p, mpp in ((coarse, 0.7), (fine, 0.35)))
+    assert at_coarse == at_fine > 5
 
 
 def test_blur_lowers_high_frequencies():
@@ -50,6 +65,6 @@ def test_blur_lowers_high_frequencies():
 
 
 def test_measure_stacks():
-    both = measure(np.stack([stained(0.8, 0.3), stained(0.2, 0.3)]))
+    both = measure(np.stack([stained(0.8, 0.3), stained(0.2, 0.3)]), 0.7)
     assert both.haematoxylin.shape == (2,)
     assert both.haematoxylin[0] > both.haematoxylin[1]

@@ -49,7 +49,7 @@ def test_tumour_expression_is_darker_than_adipose_expression(checkpoint):
             seeds=(1, 2),
             sampling=Sampling(GuidanceScales.of(checkpoint.card.guidance), 8),
         )
-        density[name] = measure(last.images).haematoxylin
+        density[name] = measure(last.images, checkpoint.card.patch_mpp).haematoxylin
     assert (density["tumour"] > density["adipose"] + 0.2).all()
 
 

@@ -51,7 +51,7 @@ from .effects import (
     slide_on,
     swap_coefficient,
 )
-from .measures import PatchStatistics, SpotSet, measure, reconstruct
+from .measures import PatchStatistics, SpotSet, reconstruct
 from .spaces import DEFAULT, FeatureSpace, open_spaces
 from .work import Stack, StackFolder
 
@@ -418,10 +418,11 @@ class CounterfactualCheck:
         return {"swap": self.b, "swap_control": self.third}
 
     def _single_patches(self) -> Work[BeforeAfter]:
-        before = measure(self.all.crops[self.a])
+        before = self.all.measured(self.all.crops[self.a])
         found: BeforeAfter = {}
         for part, given in self._given.items():
-            found[part] = before, measure((yield from self._edited(self.a, self.all.expression[given], given)))
+            edited = yield from self._edited(self.a, self.all.expression[given], given)
+            found[part] = before, self.all.measured(edited)
         return found
 
     def _painted_regions(self) -> Work[BeforeAfter]:
@@ -431,7 +432,10 @@ class CounterfactualCheck:
             for part, given in self._given.items():
                 crops[part].append((yield from self._painted_crop(row, int(given[number]))))
         return {
-            part: (measure(np.stack([crop.before for crop in own])), measure(np.stack([crop.after for crop in own])))
+            part: (
+                self.all.measured(np.stack([crop.before for crop in own])),
+                self.all.measured(np.stack([crop.after for crop in own])),
+            )
             for part, own in crops.items()
         }
 
@@ -479,7 +483,7 @@ class CounterfactualCheck:
                 encoded = self.model.encode_expression(counts, spots.genes, tuple(spots.ids[rows].tolist()), depth)
                 moved.append(round(self._spreads(rows, encoded), 4))
                 images = yield from self._edited(rows, encoded, along=along)
-                effects.append(round(float((measure(images).haematoxylin - real[rows]).mean()), 5))
+                effects.append(round(float((self.all.measured(images).haematoxylin - real[rows]).mean()), 5))
             each[name] = {
                 "real_trend": round(float(np.polyfit(score, real, 1)[0]) * by, 5),
                 "with_others": effects[0],
@@ -510,7 +514,7 @@ class CounterfactualCheck:
         values = [self.all.real.haematoxylin[a]]
         for dose in DOSES:
             images = yield from self._edited(a, (start + np.float32(dose) * (goal - start)).astype(np.float32), b)
-            values.append(measure(images).haematoxylin)
+            values.append(self.all.measured(images).haematoxylin)
         return {"dose": {**monotony(np.stack(values, axis=1)), "doses": list(DOSES)}}
 
     # --- where

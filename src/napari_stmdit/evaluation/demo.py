@@ -148,7 +148,7 @@ def _facts(section: Section, result: Result, centre: NDArray[np.float64], name: 
     blend_um = result.plan.card.patch_um / 2  # how far beyond the brush spots and windows carry a change
     zones = {"inside": radius_um < FULL_UM, "outside": radius_um > END_UM + blend_um}
     images = {"before": window.before, "after": window.after}
-    places = {when: nuclei_places(image) for when, image in images.items()}
+    places = {when: nuclei_places(image, window.pixel_um) for when, image in images.items()}
     density = {when: stain_density(image)[..., 0] for when, image in images.items()}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for zone, mask in zones.items():

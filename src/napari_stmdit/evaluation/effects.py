@@ -318,9 +318,8 @@ def new_nuclei(
     They are per square millimetre in the edit and around it; ``outside_nuclei`` is their number beyond its reach, at least
     a nucleus' reach inside, where the picture is the slide and none may be new.
     """
-    spread, distance = nucleus_pixels(mpp)
-    reach = round(NUCLEUS_REACH * spread)
-    old, new = nuclei_places(real, spread, distance), nuclei_places(edited, spread, distance)
+    reach = round(NUCLEUS_REACH * nucleus_pixels(mpp)[0])
+    old, new = nuclei_places(real, mpp), nuclei_places(edited, mpp)
     if len(old) and len(new):
         apart, _ = cKDTree(old).query(new)
         new = new[apart * mpp > SAME_NUCLEUS_UM]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +74,19 @@ def eosin_density(pixels: Patches) -> float:
     return float(stain_density(pixels)[..., 1].mean())
 
 
-def count_nuclei(pixels: Patches, spread_px: float = 2.0, distance_px: int = 4) -> int:
-    """Count local maxima of smoothed haematoxylin density in a (h, w, 3) patch at about 0.7 um per pixel.
+def count_nuclei(pixels: Patches, mpp: float) -> int:
+    """Count local maxima of smoothed haematoxylin density in a (h, w, 3) patch of ``mpp`` microns per pixel.
 
     A crude count: touching nuclei of one density are one, a large nucleus with clumped chromatin may be two.
     """
-    return len(nuclei_places(pixels, spread_px, distance_px))
+    return len(nuclei_places(pixels, mpp))
 
 
-def nuclei_places(pixels: Patches, spread_px: float = 2.0, distance_px: int = 4) -> NDArray[np.int64]:
+def nuclei_places(pixels: Patches, mpp: float) -> NDArray[np.int64]:
     """Return the (n, 2) positions (y, x) of the nuclei that `count_nuclei` counts."""
     from skimage.feature import peak_local_max
 
+    spread_px, distance_px = nucleus_pixels(mpp)
     smooth = gaussian_filter(stain_density(pixels)[..., 0], spread_px)
     found = peak_local_max(smooth, min_distance=distance_px, threshold_abs=NUCLEUS_DENSITY, exclude_border=False)
     return np.asarray(found, dtype=np.int64)
@@ -116,9 +117,9 @@ class PatchStatistics:
     high_frequency: Array
 
 
-def measure(patches: Patches) -> PatchStatistics:
-    """Measure patches (n, h, w, 3) at about 0.7 um per pixel."""
-    of_each = (haematoxylin_density, eosin_density, count_nuclei, blank_fraction, high_frequency)
+def measure(patches: Patches, mpp: float) -> PatchStatistics:
+    """Measure patches (n, h, w, 3) of ``mpp`` microns per pixel."""
+    of_each = (haematoxylin_density, eosin_density, partial(count_nuclei, mpp=mpp), blank_fraction, high_frequency)
     return PatchStatistics(*(np.array([of(patch) for patch in patches], dtype=np.float64) for of in of_each))
 
 
@@ -272,7 +273,7 @@ def measure_spot(pixels: Patches, patch_um: float) -> SpotMeasures:
     return SpotMeasures(
         float(density[..., 0].mean()),
         float(density[..., 1].mean()),
-        count_nuclei(pixels, *nucleus_pixels(mpp)) / mm2,
+        count_nuclei(pixels, mpp) / mm2,
         blank_fraction(pixels),
     )
 
@@ -416,7 +417,11 @@ class SpotSet:
     @cached_property
     def real(self) -> PatchStatistics:
         """Measures of the real patches."""
-        return measure(self.crops)
+        return self.measured(self.crops)
+
+    def measured(self, patches: Patches) -> PatchStatistics:
+        """Return the measures of patches at the checkpoint's scale."""
+        return measure(patches, self.checkpoint.card.patch_mpp)
 
     @cached_property
     def expression(self) -> NDArray[np.float32]:

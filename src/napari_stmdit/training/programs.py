@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -417,7 +418,7 @@ def region_profiles(
 def crop_looks(section: TrainingSection, patch_px: int) -> NDArray[np.float64]:
     """Measure the crop around each spot of a section: (n, 4), in the order of `LOOKS`."""
     crops = (cut(section.pixels, centre, patch_px)[0] for centre in section.yx)
-    of_each = (haematoxylin_density, eosin_density, count_nuclei, blank_fraction)
+    of_each = (haematoxylin_density, eosin_density, partial(count_nuclei, mpp=section.mpp), blank_fraction)
     return np.array([[of(crop) for of in of_each] for crop in crops], dtype=np.float64)
 
 
