@@ -105,7 +105,7 @@ def test_the_edit_remembers_the_content_of_its_file(spots, tmp_path):
     path = tmp_path / "changes.csv"
     path.write_text("spot,A\ns0,1\n")
     edit = signed(Table(table=str(path), unit="difference"))
-    assert len(edit.sha256) == 64 and signed(edit) is edit
+    assert len(edit.sha256) == 64 and signed(edit) == edit
     path.write_text("spot,A\ns0,2.5\n")
     with pytest.raises(GeneError, match="has changed since the edit was made"):
         read_edit_table(edit)
@@ -267,3 +267,50 @@ def test_a_factor_is_of_whole_spots_and_of_each_gene_once():
     assert perturbation_of([Scale(genes=("B", "B"), factor=2, spots={"s1": 1.0})], "T") == {"T": {"B": 2.0}}
     with pytest.raises(GeneError, match="weights below 1"):
         perturbation_of([Scale(genes=("A",), factor=2, spots={"s1": 0.5})], "T")
+
+
+def logged(path, spots, x, base, **layers):
+    """A table whose X is a logarithm of this base, as its ``uns`` says."""
+    table = anndata.AnnData(
+        x, pd.DataFrame(index=spots.ids.astype(str)), pd.DataFrame(index=list(GENES)), layers=layers
+    )
+    table.uns["log1p"] = {"base": base}
+    table.write_h5ad(path)
+    return str(path)
+
+
+def test_a_logarithm_is_heeded_where_x_is_the_baseline_or_a_difference(spots, tmp_path):
+    counts = spots.counts.toarray()
+    natural = log_levels(counts)
+    file = logged(tmp_path / "p.h5ad", spots, natural / np.log(10), 10.0, counts=counts, natural=natural)
+    with pytest.raises(GeneError, match="says of its X that it is log1p"):
+        read_edit_table(Table(table=file, unit="counts", layer="counts", baseline="X"))
+    for layer, baseline in (("natural", "X"), ("X", "natural")):
+        with pytest.raises(GeneError, match=r"the base 10.0 .* nothing of the layer 'natural'"):
+            read_edit_table(Table(table=file, unit="log1p_cp10k", layer=layer, baseline=baseline))
+    ones = logged(tmp_path / "d.h5ad", spots, np.ones((6, 4)), 2.0)
+    found = read_edit_table(Table(table=ones, unit="difference", layer="X"))
+    np.testing.assert_allclose(found.levels.toarray(), np.log(2), rtol=1e-6)
+
+
+def test_edits_of_different_spots_are_no_one_perturbation():
+    one, other = Scale(genes=("A",), factor=3, spots={"s1": 1.0}), KnockOut(genes=("B",), spots={"s2": 1.0})
+    with pytest.raises(GeneError, match="2 edits act on 2 different sets of spots"):
+        perturbation_of([one, other], "T")
+    nowhere = KnockOut(genes=("B",), spots={})
+    assert perturbation_of([one, nowhere], "T") == {"T": {"A": 3.0}}
+
+
+def test_an_edit_remembers_the_whole_path_of_its_table(spots, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("id,A\ns1,1\n")
+    assert signed(Table(table="t.csv", unit="difference")).table == str(tmp_path / "t.csv")
+
+
+def test_a_table_that_names_a_gene_twice_by_two_symbols_is_refused(tmp_path):
+    section = SpotTable(
+        np.array(["s1", "s2"]), np.zeros((2, 2)), 1.0, csr_matrix(np.ones((2, 2))), Genes(np.array(["SEPTIN11", "A"]))
+    )
+    (tmp_path / "t.csv").write_text("id,SEPT11,SEPTIN11\ns1,1,0\n")
+    fault = table_fault(Table(table=str(tmp_path / "t.csv"), unit="difference"), section)
+    assert fault == "t.csv names the gene SEPTIN11 twice, as SEPT11 and SEPTIN11; leave one out"

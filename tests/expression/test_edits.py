@@ -124,7 +124,7 @@ def test_an_unknown_profile_is_told_with_those_that_are_there(spots):
 
 
 def test_a_program_must_have_a_gene_in_the_section_and_may_have_others(spots):
-    programs = {"elsewhere": {"X": 1.0}, "half": {"A": 1.0, "X": 1.0}}
+    programs = {"elsewhere": {"X": 1.0, "A": 0.0}, "half": {"A": 1.0, "X": 1.0}}
     edits = (KnockOut(programs=("half",)), KnockOut(programs=("half", "elsewhere")))
     assert faults_of(edits, spots, programs, ()) == [
         ("edits[1].programs", "none of its genes is in this section: elsewhere")

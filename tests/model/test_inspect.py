@@ -124,6 +124,14 @@ def test_why_a_checkpoint_cannot_edit_real_tissue_is_told(tiny_checkpoint, capsy
     assert " ".join(fault.split()) in said(tiny_checkpoint, capsys)
 
 
+def test_a_checkpoint_s_name_comes_before_a_folder_of_results_called_so(tmp_path, monkeypatch):
+    """As where it is run: `stmdit demo --output demo` leaves such a folder."""
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["inspect", "demo", "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["kind"] == "checkpoint"
+
+
 def test_a_bundled_checkpoint_is_inspected_by_its_name():
     result = CliRunner().invoke(app, ["inspect", "demo", "--json"])
     found = json.loads(result.stdout)

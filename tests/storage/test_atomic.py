@@ -28,7 +28,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_rubbish(tmp_path):
 
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, fail)
-    assert path.read_text() == '{\n "a": 1\n}'
+    assert path.read_text() == '{\n "a": 1\n}\n'
     assert os.listdir(tmp_path) == ["a.json"]
 
 

@@ -122,6 +122,17 @@ def test_genes_of_an_edit_that_its_profile_lacks_are_said(section, card):
     assert not any("lab lacks" in note for note in whole)
 
 
+def test_an_edit_that_reaches_none_of_the_spots_is_said(section, card):
+    first, second = section.spots.ids[:2].tolist()
+    edits = tuple(KnockOut(genes=("GENE1",), spots=spots) for spots in ({first: 1.0}, {second: 0.0}, {second: 1.0}))
+    notes = plan(section, Request(region=SpotList(ids=(second,)), edits=edits), card).notes
+    missed = [note for note in notes if "changes nothing" in note]
+    assert missed == [
+        "edits[0]: none of its spots is made here, so it changes nothing",
+        "edits[1]: none of its spots is made here, so it changes nothing",
+    ]
+
+
 def test_the_estimate_counts_patches_bytes_and_time(section, card):
     made = plan(section, Request(region=SampleOfSpots(count=3)), card)
     cost = estimate(made, seconds_per_prediction=0.01)

@@ -218,6 +218,15 @@ def test_with_nothing_selected_all_named_selections_are_written(presenter, secti
     assert [row.split(",")[1] for row in rows] == ["selection", "a", "a", "a", "a", "b", "b"]
 
 
+def test_row_numbers_are_those_of_a_saved_store_which_keeps_excluded_spots(presenter, section, tmp_path):
+    from napari_stmdit.tissue.excluded import exclude
+
+    presenter.show(exclude(section, {"fold": section.spots.ids[:3].tolist()}))
+    presenter.select(section.spots.ids[[3, 7]].tolist())
+    presenter.choosing.export(str(tmp_path / "rows.txt"))
+    assert (tmp_path / "rows.txt").read_text().split() == ["3", "7"]
+
+
 def test_what_cannot_be_written_or_read_is_told(presenter, tmp_path):
     presenter.select(())
     presenter.choosing.export(str(tmp_path / "none.csv"))

@@ -80,7 +80,7 @@ def inspect(
     from ..assemble import list_checkpoints
     from ..model.foreign.inspect import inspect_checkpoint
 
-    named = {} if path.exists() else {entry.name: entry.path for entry in list_checkpoints()}
+    named = {} if path.is_file() else {entry.name: entry.path for entry in list_checkpoints()}  # as where one is run
     found = inspect_checkpoint(named.get(str(path), path), config, mapping)
     if as_json:
         print_json(found.model_dump(mode="json"))

@@ -115,9 +115,11 @@ def read_edit_table(edit: Table) -> EditTable:
 
 
 def signed(edit: Table) -> Table:
-    """Return an edit that states the SHA-256 of its table; unchanged where the table cannot be read."""
+    """Return an edit that states the whole path of its table, and its SHA-256; unchanged where the table cannot be read."""
     path = user_path(edit.table)
-    return edit.model_copy(update={"sha256": fingerprint.of_file(path)}) if not edit.sha256 and path.is_file() else edit
+    if not path.is_file():
+        return edit
+    return edit.model_copy(update={"table": str(path.absolute()), "sha256": edit.sha256 or fingerprint.of_file(path)})
 
 
 def table_fault(edit: Table, spots: SpotTable) -> str | None:
@@ -131,8 +133,14 @@ def table_fault(edit: Table, spots: SpotTable) -> str | None:
     if not shared:
         theirs, ours = next(iter(table.ids), "none"), str(spots.ids[0]) if len(spots) else "none"
         return f"{name} has none of this section's spots: its first is {theirs!r}, the section's {ours!r}; the ids must be the same"
-    if not match_genes(table.genes, spots.genes).shared:
+    match = match_genes(table.genes, spots.genes)
+    if not match.shared:
         return f"{name} has none of this section's genes: its first is {table.genes[0]!r}; gene names match exactly"
+    there, counts = np.unique(match.columns[match.columns >= 0], return_counts=True)
+    if (counts > 1).any():
+        one = int(there[counts > 1][0])
+        twins = [gene for gene, column in zip(table.genes, match.columns.tolist(), strict=True) if column == one]
+        return f"{name} names the gene {spots.genes.symbols[one]} twice, as {' and '.join(twins)}; leave one out"
     return None
 
 
@@ -167,12 +175,17 @@ def perturbation_of(edits: Sequence[Edit], name: str) -> dict[str, dict[str, flo
     Raises
     ------
     GeneError
-        An edit does something else than multiply genes, or names programs.
+        An edit does something else than multiply genes, names programs, or the edits act on different spots.
     """
     factors: dict[str, float] = {}
-    for edit in edits:
-        if not edit.enabled:
-            continue
+    active = [edit for edit in edits if edit.enabled and edit.spots != {}]
+    groups = {None if edit.spots is None else frozenset(s for s, w in edit.spots.items() if w > 0) for edit in active}
+    if len(groups) > 1:
+        raise GeneError(
+            f"the {len(active)} edits act on {len(groups)} different sets of spots; a group of spots has one factor a gene: give the edits of "
+            "one set"
+        )
+    for edit in active:
         if not isinstance(edit, Scale | KnockOut) or edit.programs or edit.strength != 1:
             raise GeneError(
                 f"the edit {edit.name or edit.operation!r} cannot be written as a factor a gene; only scaling and knocking out genes at full "
@@ -204,12 +217,23 @@ def _read(path: str, digest: str, unit: str, layer: str | None, baseline: str | 
         if layer is None:
             there = ", ".join(layers_of(file))
             raise GeneError(f"{file.name} holds {there or 'no matrix'}: say which one is meant (layer)")
+        stated = table.uns.get("log1p")
+        of_x = stated.get("base") if isinstance(stated, Mapping) else None
+        if (
+            of_x is not None
+            and unit != "counts"
+            and None not in (layer, baseline)
+            and "X" in {layer, baseline} != {"X"}
+        ):
+            raise GeneError(
+                f"{file.name} says of its X that its logarithm has the base {of_x!r} (uns['log1p']), and nothing of the layer "
+                f"{baseline if layer == 'X' else layer!r}; compare layers of natural logarithms, or of counts"
+            )
         values, base = (
-            _matrix(table, layer, file.name),
-            None if baseline is None else _matrix(table, baseline, file.name),
+            None if name is None else _of_stated_log(_matrix(table, name, file.name), name, stated, unit, file.name)
+            for name in (layer, baseline)
         )
-        if layer == "X":
-            values = _of_stated_log(values, table.uns.get("log1p"), unit, file.name)
+        assert values is not None  # of a layer that was named
     else:
         if layer is not None or baseline is not None:
             raise GeneError(f"{file.name} is a text table and has no layers; leave 'layer' and 'baseline' out")
@@ -238,16 +262,16 @@ def _read(path: str, digest: str, unit: str, layer: str | None, baseline: str | 
     )
 
 
-def _of_stated_log(values: csr_matrix, stated: Any, unit: str, name: str) -> csr_matrix:
-    """Return the values of X in natural logarithms, where ``uns["log1p"]`` states another base; raises GeneError where it contradicts the unit."""
-    if stated is None:
+def _of_stated_log(values: csr_matrix, layer: str, stated: Any, unit: str, name: str) -> csr_matrix:
+    """Return values in natural logarithms, X by the base that ``uns["log1p"]`` states; raises GeneError where it contradicts the unit."""
+    if stated is None or layer != "X":
         return values
     if unit == "counts" and (values.data != np.rint(values.data)).any():
         raise GeneError(
             f"{name} says of its X that it is log1p (uns['log1p']), and counts were asked for; choose the unit log1p_cp10k, or a layer of counts"
         )
     base = stated.get("base") if isinstance(stated, Mapping) else None
-    if base is None or unit != "log1p_cp10k":
+    if base is None or unit == "counts":
         return values
     if not is_number(base) or base <= 1:
         raise GeneError(f"{name}: uns['log1p'] states the base {base!r}; expected a number above 1, or none for e")

@@ -255,7 +255,10 @@ def _gene_faults(place: str, edit: Edit, genes: Genes, programs: Programs) -> li
     missing = match_genes(edit.genes, genes).missing
     if missing:
         faults.append((f"{place}.genes", f"not in this section: {_names(missing)}; gene names match exactly"))
-    empty = [n for n in edit.programs if n in programs and not match_genes(tuple(programs[n]), genes).shared]
+    weighted = {
+        name: tuple(g for g, w in programs[name].items() if w > 0) for name in edit.programs if name in programs
+    }
+    empty = [name for name, own in weighted.items() if not match_genes(own, genes).shared]
     if empty:
         faults.append((f"{place}.programs", f"none of its genes is in this section: {_names(empty)}"))
     return faults

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..edits import Swap, Table, Towards
+from ..edits import Edit, Swap, Table, Towards
 from ..errors import RequestError
 from ..expression.changes import active_edits, edited_genes, unread_genes
 from ..expression.edit_tables import signed, table_note
@@ -329,6 +329,8 @@ def _lay_out(
     else:
         patches, frame = _place_patches(section, request, card, rows)
         read = np.array([patch.source_box for patch in patches])
+    used = section.spots.ids[rows if windows is None else np.unique(windows.rows)]
+    notes = (*_notes(section, request, card, read, shared, counterfactual), *_misses(request, used), *further)
     return Plan(
         request=request,
         card=card,
@@ -336,7 +338,7 @@ def _lay_out(
         frame=frame,
         sampling=resolve_sampling(request, card, counterfactual),
         genes_shared=shared,
-        notes=(*_notes(section, request, card, read, shared, counterfactual), *further),
+        notes=notes,
         windows=windows,
         counterfactual=counterfactual,
     )
@@ -432,6 +434,23 @@ def _edit_notes(section: Section, request: Request, card: CheckpointCard) -> lis
     return notes + following_notes(section.spots, request.edits, programs, card.genes)
 
 
+def _misses(request: Request, ids: NDArray[np.str_]) -> list[str]:
+    """Return notes on edits that change none of the spots that a plan reads."""
+    found = []
+    for number, edit in enumerate(request.edits):
+        listed = _listed(edit)
+        if edit.enabled and edit.strength > 0 and listed is not None and not np.isin(ids, listed).any():
+            found.append(f"edits[{number}]: none of its spots is made here, so it changes nothing")
+    return found
+
+
+def _listed(edit: Edit) -> list[str] | None:
+    """Return the spots that an edit lists; None where it is for every spot."""
+    if isinstance(edit, Swap):
+        return [*edit.group_a, *edit.group_b]
+    return None if edit.spots is None else [spot for spot, weight in edit.spots.items() if weight > 0]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Cost of a plan.
@@ -491,8 +510,8 @@ def edited_places(plan: Plan, ids: NDArray[Any] | None = None) -> frozenset[int]
     touched = np.zeros(len(rows), dtype=bool)
     for edit in plan.request.edits:
         if edit.enabled and edit.strength > 0:
-            named = (*edit.group_a, *edit.group_b) if isinstance(edit, Swap) else edit.spots
-            touched |= True if ids is None or named is None else np.isin(ids[rows], list(named))
+            listed = _listed(edit)
+            touched |= True if ids is None or listed is None else np.isin(ids[rows], listed)
     if plan.windows is None:
         return frozenset(rows[touched].tolist())
     reached = reached_windows(plan.windows, changed_windows(plan.windows, rows, touched))

@@ -34,12 +34,12 @@ _REACH = 0.62
 def write_selections(spots: SpotTable, selections: Mapping[str, Sequence[str]], path: str | Path) -> None:
     """Write named selections of spots; the file's ending decides the format (`FORMATS`).
 
-    Row numbers are those of the section's spots in their order here, as in the table of a saved store.
+    Row numbers are those of ``spots``.
 
     Parameters
     ----------
     spots
-        The section's spots.
+        The section's spots: those of `Section.whole`, whose order is that of the table in a saved store, which keeps excluded ones.
     selections
         Name -> ids of spots.
     path

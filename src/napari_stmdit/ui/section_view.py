@@ -400,7 +400,7 @@ class Choosing:
             return
         name = next((name for name, ids in self.state.named.items() if set(ids) == set(selected)), "selection")
         with self.state.telling():
-            write_selections(view.section.spots, {name: selected} if selected else self.state.named, path)
+            write_selections(view.section.whole.spots, {name: selected} if selected else self.state.named, path)
             self.state.tell("info", f"Selection saved in {path}.")
 
     def load(self, path: str) -> None:
