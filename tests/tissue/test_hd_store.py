@@ -134,3 +134,17 @@ def test_a_store_of_cells_alone_opens_and_its_result_is_saved(tmp_path):
     assert (
         again.spots.ids.tolist() == section.spots.ids.tolist() and (again.spots.counts != section.spots.counts).nnz == 0
     )
+
+
+def test_shares_that_are_true_or_false_are_numbers_and_bins_without_a_cluster_do_not_vote(tmp_path):
+    eight = bins(8)
+    obs = eight[3]["square_008um"].obs
+    left = eight[0][:, 1] * MPP < 280
+    obs["in_cell"], obs["in_nucleus"] = left, np.where(left, "yes", "no")
+    obs["graphclust"] = np.where(eight[0][:, 0] * MPP < 400, np.nan, 2.0)
+    spots = open_section(store(tmp_path / "s.zarr", eight)).spots
+    near = [np.hypot(*(eight[0] - at).T) * MPP <= 27.5 for at in spots.yx]
+    np.testing.assert_allclose(spots.obs["in_cell"], [left[i].mean() for i in near])
+    assert "in_nucleus" not in spots.obs
+    with_one = [bool((eight[0][i, 0] * MPP >= 400).any()) for i in near]
+    assert spots.obs["graphclust"].tolist() == ["2" if has else "" for has in with_one] and len(set(with_one)) == 2

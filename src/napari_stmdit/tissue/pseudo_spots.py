@@ -110,16 +110,21 @@ def aggregate(
 
 
 def _carried(bins: SpotTable, belongs: csr_matrix) -> dict[str, NDArray[Any]]:
-    """Return the mean shares of the members of each disc, and their most frequent cluster; empty text where none has one."""
+    """Return the mean shares of the members of each disc, and their most frequent cluster; empty text where none has one.
+
+    Shares that are text are no numbers to take a mean of, and stay behind.
+    """
     members = np.asarray(belongs.sum(axis=1), dtype=np.float64).ravel()
     carried: dict[str, NDArray[Any]] = {
-        name: np.asarray(belongs @ bins.obs[name]).ravel() / members for name in SHARES if name in bins.obs
+        name: np.asarray(belongs @ bins.obs[name]).ravel() / members
+        for name in SHARES
+        if name in bins.obs and bins.obs[name].dtype.kind == "f"
     }
     if CLUSTERS not in bins.obs:
         return carried
     names, which = np.unique(bins.obs[CLUSTERS], return_inverse=True)
     votes = np.stack([np.asarray(belongs @ (which == k)).ravel() for k in range(len(names))], axis=1)
-    votes[:, names == ""] = 0  # members without a cluster do not vote
+    votes[:, np.isin(names, ("", "nan"))] = 0  # members without a cluster do not vote
     return {CLUSTERS: np.where(votes.any(axis=1), names[votes.argmax(axis=1)], ""), **carried}
 
 

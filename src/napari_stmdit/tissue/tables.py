@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..files import is_number
 from ..types import Genes, Outlines, SpotTable
 from .counts import EXPRESSION_FEATURE, are_controls, canonical, fault_of_counts, note_empty, refuse_twice
 from .geometry import Affine, swap_axes
 from .one_section import refuse_libraries
-from .pseudo_spots import outlines_of
+from .pseudo_spots import CLUSTERS, SHARES, outlines_of
 from .spaceranger import one_number, whole_numbers
 
 if TYPE_CHECKING:
@@ -295,7 +296,10 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
 
 
 def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
-    """Return a table's further columns; missing values become NaN, or an empty text."""
+    """Return a table's further columns; missing values become NaN, or an empty text.
+
+    `SHARES` that are true or false are numbers, and clusters are text, numbered as 10x's folders have them.
+    """
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     columns: dict[str, NDArray[Any]] = {}
@@ -303,7 +307,9 @@ def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
         if name in known:
             continue
         values = obs[name]
-        if is_numeric_dtype(values) and not is_bool_dtype(values):
+        if name == CLUSTERS:
+            values = values.astype(object).map(lambda one: f"{one:g}" if is_number(one) else one, na_action="ignore")
+        if is_numeric_dtype(values) and (name in SHARES or not is_bool_dtype(values)):
             columns[str(name)] = values.to_numpy(dtype=np.float64, na_value=np.nan)
         else:
             columns[str(name)] = values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=np.str_)
