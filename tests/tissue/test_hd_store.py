@@ -10,7 +10,11 @@ from scipy.sparse import csr_matrix, random
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.geometry import fit_lattice
+from napari_stmdit.tissue.identity import attribute, find_section
 from napari_stmdit.tissue.open import open_section, synthesis_fault
+from napari_stmdit.tissue.spatialdata_store import read_store
+from napari_stmdit.tissue.store import write_result
+from napari_stmdit.tissue.store_entries import read_image
 
 MPP, SIDE = 0.5, 70
 KINDS = ["Gene Expression"] * 4 + ["Antibody Capture", "CRISPR Guide Capture"]
@@ -148,3 +152,34 @@ def test_shares_that_are_true_or_false_are_numbers_and_bins_without_a_cluster_do
     assert "in_nucleus" not in spots.obs
     with_one = [bool((eight[0][i, 0] * MPP >= 400).any()) for i in near]
     assert spots.obs["graphclust"].tolist() == ["2" if has else "" for has in with_one] and len(set(with_one)) == 2
+
+
+@pytest.mark.parametrize("radius", [False, True])
+@pytest.mark.parametrize("unit", [1.0, MPP / 1000])
+def test_visium_spots_as_polygons_are_spots(tmp_path, radius, unit):
+    """On a slide that is turned by 7 degrees, in pixels and in millimetres; spatialdata's to_polygons keeps the radius."""
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Scale
+
+    rc = np.argwhere(np.add.outer(np.arange(5), np.arange(10)) % 2 == 0)
+    turn = np.array([[np.cos(0.12), -np.sin(0.12)], [np.sin(0.12), np.cos(0.12)]])
+    yx = (rc * (100 * 3**0.5 / 2, 50) @ turn + (10, 60)) / MPP * unit
+    shapes = gpd.GeoDataFrame(geometry=[shapely.Point(x, y).buffer(27.5 / MPP * unit) for y, x in yx])
+    if radius:
+        shapes["radius"] = 27.5 / MPP * unit
+    made = ShapesModel.parse(shapes, transformations={"HD": Scale([1 / unit, 1 / unit], axes=("y", "x"))})
+    counts = csr_matrix(np.arange(6 * len(rc)).reshape(-1, 6) % 9).astype(np.float32)
+    ids = [f"spot{i}" for i in range(len(rc))]
+    path = store(
+        tmp_path / "s.zarr", (yx, counts, {"polygons": made}, {"t": table("polygons", ids, counts, np.arange(len(rc)), rc)})
+    )
+    section = open_section(path)
+    assert section.kind == "spatialdata" and section.calibration.mpp == pytest.approx(MPP) and section.outlines is None
+    assert section.spots.ids.tolist() == ids and section.spots.diameter == pytest.approx(110, rel=0.01)
+    np.testing.assert_allclose(section.spots.yx, yx / unit)
+    write_result(path, np.zeros((200, 200, 4), np.uint8), np.eye(3), section, None, {})
+    sdata = read_store(path)
+    assert find_section(section, sdata) == section.store
+    assert attribute(read_image(sdata, path, "stmdit_1"), section, sdata).mine

@@ -16,9 +16,9 @@ from ..errors import SectionError
 from ..files import is_number
 from ..types import Genes, Outlines, SpotTable
 from .counts import EXPRESSION_FEATURE, are_controls, canonical, fault_of_counts, note_empty, refuse_twice
-from .geometry import Affine, swap_axes
+from .geometry import Affine, fit_lattice, swap_axes
 from .one_section import refuse_libraries
-from .pseudo_spots import CLUSTERS, SHARES, outlines_of
+from .pseudo_spots import CLUSTERS, DISC_UM, SHARES, outlines_of
 from .spaceranger import one_number, whole_numbers
 
 if TYPE_CHECKING:
@@ -157,14 +157,19 @@ def spot_rows(
         rows = replace(rows, notes=(f"{shapes} is used, not {', '.join(name for _, name in passed)}", *rows.notes))
     if rows.bin_um is not None:
         rows = replace(rows, areas=None)
-    elif "radius" not in element.columns:
+    elif rows.areas is not None and not _are_circles(element):
         rows = replace(rows, outlines=Outlines(lambda: outlines_of(element.geometry.to_numpy())))
     return rows, affines_of(element)
 
 
+def _are_circles(shapes: Any) -> bool:
+    """Return whether shapes are circles, by the first; polygons that were made of circles keep the column of their radius."""
+    return "radius" in shapes.columns and len(shapes) > 0 and shapes.geometry.iloc[0].geom_type == "Point"
+
+
 def annotated_polygons(sdata: Any) -> list[tuple[str, str]]:
     """Return the names of each table of a store with those of the polygons that it annotates: HD bins as squares, cells, nuclei."""
-    return [(table, name) for table, name in _annotated(sdata) if "radius" not in sdata.shapes[name].columns]
+    return [(table, name) for table, name in annotated_shapes(sdata) if not _are_circles(sdata.shapes[name])]
 
 
 def _bin_of(sdata: Any, pair: tuple[str, str]) -> float | None:
@@ -173,7 +178,7 @@ def _bin_of(sdata: Any, pair: tuple[str, str]) -> float | None:
     some = [_BIN_NAME.match(name) for name in table.obs_names[:10].tolist()]
     if some and all(some):
         return float(some[0][1])  # type: ignore[index] # all matched
-    square = "radius" not in sdata.shapes[pair[1]].columns and _SQUARE_TABLE.search(pair[0])
+    square = not _are_circles(sdata.shapes[pair[1]]) and _SQUARE_TABLE.search(pair[0])
     return float(square[1]) if square else None
 
 
@@ -194,10 +199,11 @@ def _preferred(sdata: Any, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str
 
 def annotated_circles(sdata: Any) -> list[tuple[str, str]]:
     """Return the names of each table of a store with those of the circles that it annotates."""
-    return [(table, name) for table, name in _annotated(sdata) if "radius" in sdata.shapes[name].columns]
+    return [(table, name) for table, name in annotated_shapes(sdata) if _are_circles(sdata.shapes[name])]
 
 
-def _annotated(sdata: Any) -> list[tuple[str, str]]:
+def annotated_shapes(sdata: Any) -> list[tuple[str, str]]:
+    """Return the names of each table of a store with those of the shapes that it annotates."""
     pairs = []
     for name, table in sdata.tables.items():
         region = (table.uns.get("spatialdata_attrs") or {}).get("region")
@@ -259,7 +265,7 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
     ids = rows.obs_names.to_numpy(dtype=np.str_)
     refuse_twice(ids, f"the table of {name}")
     areas = unit_um = None
-    if "radius" in shapes.columns:
+    if _are_circles(shapes):
         yx, radius = _circles(shapes.iloc[at], name)
         if _is_xenium(rows):
             areas = np.pi * shapes["radius"].to_numpy(dtype=np.float64)[at] ** 2
@@ -276,6 +282,9 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
     if {"array_row", "array_col"} <= set(rows.obs.columns):
         columns = [whole_numbers(rows.obs[c], c, f"the table of {name}") for c in ("array_row", "array_col")]
         array_rc = np.stack(columns, axis=1)
+        # outlines of Visium spots; in microns by their size, as the lattice is known in these, whatever the unit of the shapes
+        if areas is not None and fit_lattice(array_rc, yx * (DISC_UM / 2 / radius)) is not None:
+            areas = None
     obs = obs_columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
     refuse_libraries(ids, obs, array_rc, f"the table of {name}")
     return SpotRows(
