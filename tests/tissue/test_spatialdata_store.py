@@ -143,6 +143,18 @@ def test_of_pictures_of_one_area_the_finest_is_taken(tmp_path, to):
     assert chosen.image.source == "a_hires"
 
 
+def test_a_finer_picture_of_something_else_is_not_taken_for_the_slide(tmp_path, to):
+    slide, same = analytic_image(), {"global": to["identity"]}
+    hires = (slide[::4, ::4].copy(), {"global": to["hires"]})
+    path = make_store(tmp_path / "s.zarr", images={"he": hires, "ihc": (255 - slide, same)}, spots_to=same)
+    with pytest.raises(SectionError, match=r"\(ihc, he\): ihc, the finest, does not look like he .*choose one with --fullres NAME"):
+        open_section(path)
+    assert open_section(path, fullres="he").image.source == "he"
+    path = make_store(tmp_path / "t.zarr", images={"he": hires, "full": (slide, same)}, spots_to=same)
+    section = open_section(path)
+    assert section.image.source == "full" and "other images of the store: he" in section.notes
+
+
 def test_two_images_that_may_be_the_slide_are_asked_for(tmp_path, to):
     images = {name: (analytic_image(), {"global": to["identity"]}) for name in ("before", "after")}
     path = make_store(tmp_path / "s.zarr", images=images, spots_to={"global": to["identity"]})
