@@ -183,3 +183,35 @@ def test_visium_spots_as_polygons_are_spots(tmp_path, radius, unit):
     sdata = read_store(path)
     assert find_section(section, sdata) == section.store
     assert attribute(read_image(sdata, path, "stmdit_1"), section, sdata).mine
+
+
+def test_squares_without_a_row_of_counts_cover_the_tissue_and_what_is_left_out_is_told(tmp_path):
+    every = bins(8)
+    kept = np.random.default_rng(0).random(SIDE**2) < 0.5
+    fewer = every[3]["square_008um"][kept].copy()
+    some = open_section(store(tmp_path / "some.zarr", (*every[:3], {"square_008um": fewer})))
+    full = open_section(store(tmp_path / "full.zarr", every))
+    assert len(some.spots) >= 0.9 * len(full.spots)
+    np.testing.assert_array_equal(
+        some.spots.counts.toarray(), summed(some, every[0][kept], every[1][kept])[0], strict=False
+    )
+    shapes = {"HD_square_008um": every[2]["HD_square_008um"][kept]}
+    none = open_section(store(tmp_path / "none.zarr", (*every[:2], shapes, {"square_008um": fewer})))
+    assert len(none.spots) < len(some.spots)  # nothing says that there was tissue
+    assert any("left out: " in note and "of which bins cover less than half" in note for note in none.notes)
+
+
+@pytest.mark.parametrize("circles", [False, True])
+def test_bins_of_a_store_that_are_as_large_as_spots_are_spots(tmp_path, circles):
+    large = bins(56, circles)
+    path = store(tmp_path / "s.zarr", large)
+    section = open_section(path)
+    assert section.kind == "visium_hd" and section.calibration.mpp == pytest.approx(MPP) and section.outlines is None
+    np.testing.assert_allclose(section.spots.yx, large[0])
+    np.testing.assert_array_equal(section.spots.counts.toarray(), large[1][:, :4].toarray())
+    for place in (path, tmp_path / "new.zarr"):
+        write_result(place, np.zeros((200, 200, 4), np.uint8), np.eye(3), section, None, {})
+        again = open_section(place)
+        assert again.spots.ids.tolist() == section.spots.ids.tolist() and len(set(again.notes)) == len(again.notes)
+        sdata = read_store(place)
+        assert attribute(read_image(sdata, place, "stmdit_1"), again, sdata).mine

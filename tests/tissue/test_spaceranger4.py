@@ -107,8 +107,8 @@ def test_hd_of_a_version_that_may_misplace_spots_says_so(tmp_path, version, told
     assert any("before 3.1.2" in note for note in open_section(folder).notes) is told
 
 
-def custom_bins(root, name="custom", bin_um=24.0, first=0):
-    """30 x 30 bins of a size of one's own, ``first`` rows and columns into the slide."""
+def custom_bins(root, name="custom", bin_um=24.0, first=0, share=1.0):
+    """30 x 30 bins of a size of one's own, ``first`` rows and columns into the slide; a share of them with counts."""
     import pandas as pd
     from scipy.sparse import csr_matrix
 
@@ -121,12 +121,9 @@ def custom_bins(root, name="custom", bin_um=24.0, first=0):
     table.to_parquet(folder / "spatial" / "tissue_positions.parquet")
     factors = {"spot_diameter_fullres": bin_um / MPP, "bin_size_um": bin_um}
     (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
-    write_counts(
-        folder / "filtered_feature_bc_matrix.h5",
-        ids,
-        csr_matrix(np.ones((900, 2), np.int32)),
-        Genes(np.array(["A", "B"])),
-    )
+    kept = np.random.default_rng(0).random(900) < share
+    counts = csr_matrix(np.ones((int(kept.sum()), 2), np.int32))
+    write_counts(folder / "filtered_feature_bc_matrix.h5", ids[kept], counts, Genes(np.array(["A", "B"])))
     return ids, rc
 
 
@@ -235,3 +232,36 @@ def test_outlines_beside_bins_are_read_when_they_are_asked_for_and_once(segmente
     section = open_section(folder.parent)
     assert section.outlines is not None and not asked
     assert section.outlines.pieces is section.outlines.pieces and len(asked) == 1
+
+
+@pytest.mark.parametrize("bin_um", [16.0, 24.0, 28.0, 30.0, 32.0, 34.0, 38.0])
+def test_no_disc_inside_the_tissue_is_lost_whatever_the_size_of_the_bins(tmp_path, bin_um):
+    custom_bins(tmp_path, f"square_{bin_um:03.0f}um", bin_um)
+    spots, side = open_section(tmp_path).spots, 30 * bin_um
+    places = {tuple(rc) for rc in spots.array_rc.tolist()}
+    inside = ((spots.yx * MPP > 130) & (spots.yx * MPP < side - 130)).all(axis=1)
+    assert inside.sum() >= 3
+    for row, column in spots.array_rc[inside].tolist():
+        around = {(row, column + 2), (row, column - 2), *((row + i, column + j) for i in (-1, 1) for j in (-1, 1))}
+        assert around <= places
+
+
+@pytest.mark.parametrize("bin_um", [40.0, 64.0, 100.0])
+def test_bins_as_large_as_spots_are_spots_themselves(tmp_path, bin_um):
+    ids, rc = custom_bins(tmp_path, f"square_{bin_um:03.0f}um", bin_um)
+    section = open_section(tmp_path)
+    assert section.kind == "visium_hd" and section.spots.ids.tolist() == ids.tolist()
+    np.testing.assert_allclose(section.spots.yx * MPP, (rc + 0.5) * bin_um)
+    assert section.spots.counts.max() == 1 and section.spots.diameter == bin_um / MPP
+    assert any(f"bins of {bin_um:g} um are spots as they are" in note for note in section.notes)
+
+
+def test_bins_without_counts_cover_the_tissue_as_others_do(tmp_path):
+    """Filters drop bins with few counts, often most of them; whole discs went with them."""
+    custom_bins(tmp_path / "all", "square_008um", 8.0)
+    custom_bins(tmp_path / "some", "square_008um", 8.0, share=0.5)
+    every, some = (open_section(tmp_path / name) for name in ("all", "some"))
+    assert 3 <= len(every.spots) <= len(some.spots) + 1  # the middle one lies at a bin with counts, so the grid may shift
+    assert some.spots.obs["bins"].max() < 30 <= every.spots.obs["bins"].max()
+    left = [note for note in some.notes if "left out: " in note and "of which bins cover less than half" in note]
+    assert len(left) == 1

@@ -117,7 +117,7 @@ def refuse_bins(spots: SpotTable, mpp: float | None, source: object) -> None:
     source
         The store or folder, for the message.
     """
-    sizes = [found[1] for name in spots.ids[:10].tolist() if (found := _BIN.match(name))]
+    sizes = [found[1] for name in spots.ids[:10].tolist() if (found := _BIN.match(name)) and int(found[1]) < MIN_PITCH_UM]
     instead = "for Visium HD give the Space Ranger folder binned_outputs, whose bins are summed to discs of 55 um"
     if len(sizes) == min(len(spots), 10) > 0:
         raise SectionError(

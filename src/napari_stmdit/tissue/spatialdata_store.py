@@ -190,21 +190,22 @@ def section_of(
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
     remarks: list[str] = []
-    if rows.is_small:
+    if rows.bin_um is not None or rows.is_small:
         areas = None if rows.areas is None else rows.areas * (mean_scale(inverse) * (calibration.mpp or 0)) ** 2
-        spots, remarks = aggregate(spots, calibration, rows.bin_um, areas)
+        empty = None if rows.empty is None else apply(inverse, rows.empty)
+        spots, remarks = aggregate(spots, calibration, rows.bin_um, areas, empty)
     elif not own:  # ours hold spots, on a grid that may be narrow
         refuse_bins(spots, calibration.mpp, name)
     section = Section(
         name=str(own.get("name") or section_label(rows.circles_name if root is None else root.stem)),
         path=root,
-        kind="xenium" if rows.unit_um is not None else "visium_hd" if rows.is_small else "spatialdata",
+        kind="xenium" if rows.unit_um is not None else "visium_hd" if rows.bin_um is not None or rows.is_small else "spatialdata",
         spots=spots,
         image=frame.image,
         calibration=calibration,
         coordinate_systems={name: compose(affine, frame.to_spots) for name, affine in spots_to.items()},
         synthetic=bool(own.get("synthetic", False)),
-        notes=(*map(str, own.get("notes", ())), *rows.notes, *remarks, *notes),
+        notes=tuple(dict.fromkeys((*map(str, own.get("notes", ())), *rows.notes, *remarks, *notes))),
         expression=expression,
         image_fault=frame.fault,
         store=None if root is None or rows.is_small else StoreElements(root, rows.circles_name, rows.table_name),

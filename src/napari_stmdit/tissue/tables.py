@@ -17,7 +17,7 @@ from ..files import is_number
 from ..types import Genes, Outlines, SpotTable
 from .counts import EXPRESSION_FEATURE, are_controls, canonical, fault_of_counts, note_empty, refuse_twice
 from .geometry import Affine, fit_lattice, swap_axes
-from .one_section import refuse_libraries
+from .one_section import MIN_PITCH_UM, refuse_libraries
 from .pseudo_spots import CLUSTERS, DISC_UM, SHARES, outlines_of
 from .spaceranger import one_number, whole_numbers
 
@@ -64,6 +64,8 @@ class SpotRows:
         Further columns, each (n,): numbers as float, everything else as text.
     bin_um
         Side of a bin of Visium HD; None where they are none.
+    empty
+        (m, 2) centres of the bins that the table has no row of, if there are any.
     areas
         (n,) areas of cells and nuclei, in square units of their shapes; None where they are none.
     unit_um
@@ -84,6 +86,7 @@ class SpotRows:
     notes: tuple[str, ...] = ()
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     bin_um: float | None = None
+    empty: NDArray[np.float64] | None = None
     areas: NDArray[np.float64] | None = None
     unit_um: float | None = None
     outlines: Outlines | None = None
@@ -91,7 +94,7 @@ class SpotRows:
     @property
     def is_small(self) -> bool:
         """Whether they are bins of Visium HD or cells, to be summed to spots."""
-        return self.bin_um is not None or self.areas is not None
+        return self.areas is not None or (self.bin_um is not None and self.bin_um < MIN_PITCH_UM)
 
     def table(self, yx: NDArray[np.float64], scale: float) -> SpotTable:
         """Return them at other positions, their circles scaled."""
@@ -151,13 +154,10 @@ def spot_rows(
         )
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
-    rows = _read(_of_shapes(sdata.tables[table], shapes), element, table, shapes, predicted)
-    rows = replace(rows, bin_um=_bin_of(sdata, pairs[0]))
+    rows = _read(_of_shapes(sdata.tables[table], shapes), element, table, shapes, predicted, _bin_of(sdata, pairs[0]))
     if passed:
         rows = replace(rows, notes=(f"{shapes} is used, not {', '.join(name for _, name in passed)}", *rows.notes))
-    if rows.bin_um is not None:
-        rows = replace(rows, areas=None)
-    elif rows.areas is not None and not _are_circles(element):
+    if rows.areas is not None and not _are_circles(element):
         rows = replace(rows, outlines=Outlines(lambda: outlines_of(element.geometry.to_numpy())))
     return rows, affines_of(element)
 
@@ -239,9 +239,11 @@ def rows_of(table: Any, circles: str) -> Any:
     return table[(table.obs[key].astype(str) == circles).to_numpy()]
 
 
-def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) -> SpotRows:
+def _read(
+    table: Any, shapes: Any, table_name: str, name: str, predicted: bool, bin_um: float | None = None
+) -> SpotRows:
     attrs = table.uns["spatialdata_attrs"]
-    rows = rows_of(table, name)
+    rows = every = rows_of(table, name)
     notes = []
     if "in_tissue" in rows.obs:
         on_tissue = whole_numbers(rows.obs["in_tissue"], "in_tissue", f"the table of {name}") > 0
@@ -285,6 +287,11 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         # outlines of Visium spots; in microns by their size, as the lattice is known in these, whatever the unit of the shapes
         if areas is not None and fit_lattice(array_rc, yx * (DISC_UM / 2 / radius)) is not None:
             areas = None
+    empty = None
+    if bin_um is not None:
+        areas = None
+        middles = shapes.geometry[~shapes.index.isin(every.obs[attrs["instance_key"]])].centroid
+        empty = np.stack([middles.y.to_numpy(), middles.x.to_numpy()], axis=1) if len(middles) else None
     obs = obs_columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
     refuse_libraries(ids, obs, array_rc, f"the table of {name}")
     return SpotRows(
@@ -299,8 +306,10 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         _scalefactors(rows.uns),
         (*notes, *remarks),
         obs,
-        areas=areas,
-        unit_um=unit_um,
+        bin_um,
+        empty,
+        areas,
+        unit_um,
     )
 
 

@@ -68,7 +68,8 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     bins = replace(
         bins, obs={**clusters_of(folder, bins.ids), **_shares_in_cells(root / _MAPPINGS, folder.name, bins.ids)}
     )
-    spots, aggregated = aggregate(bins, calibration, bin_um)
+    empty = positions.yx[positions.in_tissue & ~np.isin(positions.barcodes, bins.ids)]
+    spots, aggregated = aggregate(bins, calibration, bin_um, empty=empty)
     places = [folder, folder.parent, root]
     image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, places, calibration)
     name = f"{section_name(root)}_{folder.name}"
@@ -121,7 +122,7 @@ def _shares_in_cells(file: Path, bins: str, ids: NDArray[np.str_]) -> dict[str, 
 
 def _bin_size(folder: Path, stated: object) -> float:
     if stated is not None:
-        if not is_number(stated) or not 0 < stated < VISIUM_PITCH_UM:
+        if not is_number(stated) or not 0 < stated <= VISIUM_PITCH_UM:
             raise SectionError(
                 f"{folder}: bin_size_um of the scalefactors is {shorten(repr(stated))}; expected microns, 2, 8 or 16 as a rule"
             )
