@@ -73,10 +73,20 @@ def test_no_disc_lies_where_there_is_no_tissue(hd_folder):
     assert not off.any()
 
 
-def test_the_microscope_image_above_binned_outputs_is_found(hd_folder):
-    section = open_section(hd_folder[0])
-    assert section.image.source.endswith("scan.png") and section.image.pixel_size == 1
-    assert synthesis_fault(section, 0.5) is None
+@pytest.mark.parametrize("place", ["", "outs"])
+@pytest.mark.parametrize("inner", ["binned_outputs/square_008um", "square_008um"])
+def test_the_microscope_image_above_the_bins_or_above_outs_is_found(hd_folder, tmp_path, place, inner):
+    import shutil
+
+    outs = tmp_path / "sample" / place
+    shutil.copytree(hd_folder[0] / "binned_outputs" / "square_008um", outs / inner)
+    shutil.copy(hd_folder[0] / "scan.png", tmp_path / "sample" / "scan.png")
+    for path in (outs, outs / inner):
+        section = open_section(path)
+        assert section.image.source.endswith("scan.png") and section.image.pixel_size == 1
+        assert synthesis_fault(section, 0.5) is None
+    (outs / "link.png").symlink_to(tmp_path / "sample" / "scan.png")
+    assert open_section(outs).image.pixel_size == 1
 
 
 def test_of_several_bin_sizes_8_um_is_taken_and_told(hd_folder, tmp_path):

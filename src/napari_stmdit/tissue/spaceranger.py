@@ -104,8 +104,7 @@ def open_spaceranger(
     refuse_libraries(spots.ids, {}, spots.array_rc, str(path))
     refuse_bins(spots, calibration.mpp, path)
     name = section_name(path)
-    places = [path, path.parent] if path.name.startswith("outs") else [path]
-    places += [] if beside is None else [beside]
+    places = [*slide_places(path), *([] if beside is None else [beside])]
     image, image_notes = choose_image(path, scalefactors, spots.yx, fullres, places, calibration)
     synthetic, synthetic_notes = synthetic_marker(path)
     return Section(
@@ -352,6 +351,11 @@ def _first(values: NDArray[np.str_]) -> str:
 # ------------------------------------------------------------------------------------------------- images
 
 
+def slide_places(path: Path) -> list[Path]:
+    """Return where the slide of a folder may lie: in it, and above one that is called outs."""
+    return [path, path.parent] if path.name.startswith("outs") else [path]
+
+
 def choose_image(
     path: Path,
     scalefactors: Mapping[str, Any],
@@ -508,11 +512,14 @@ def _search_fullres(
     """Return the one image in these folders with the size and appearance of the slide; unusable files are notes."""
     if expected is None:
         return None, ["no hires or lowres image to tell the full-resolution image by; give it with --fullres"]
-    files = [
-        f for place in places for f in sorted(place.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
-    ]
+    files = {  # a file once, though two places are one folder, or one name is a link to the other
+        f.resolve(): f
+        for place in places
+        for f in sorted(place.iterdir())
+        if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
+    }
     fitting, notes = [], []
-    for file in files:
+    for file in files.values():
         try:
             if not _fits(image_size(file), expected):
                 continue

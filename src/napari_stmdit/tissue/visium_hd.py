@@ -25,6 +25,7 @@ from .spaceranger import (
     read_positions,
     read_scalefactors,
     section_name,
+    slide_places,
     spot_diameter,
     synthetic_marker,
 )
@@ -70,7 +71,7 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     )
     empty = positions.yx[positions.in_tissue & ~np.isin(positions.barcodes, bins.ids)]
     spots, aggregated = aggregate(bins, calibration, bin_um, empty=empty)
-    places = [folder, folder.parent, root]
+    places = [folder, folder.parent, *slide_places(root)]
     image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, places, calibration)
     name = f"{section_name(root)}_{folder.name}"
     synthetic, synthetic_notes = synthetic_marker(folder)
@@ -174,9 +175,8 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
     calibration = calibrate(scalefactors, middles, None, mpp)
     cells["area"] *= (calibration.mpp or 0) ** 2
     spots, notes = sum_cells(matrix, cells, calibration, clusters_of(folder, matrix.barcodes))
-    image, image_notes = choose_image(
-        folder, scalefactors, middles, fullres, [folder, folder.parent, folder.parent.parent], calibration
-    )
+    places = [folder, *slide_places(folder.parent)]
+    image, image_notes = choose_image(folder, scalefactors, middles, fullres, places, calibration)
     name = f"{section_name(folder.parent)}_cells"
     return Section(
         name=name,
