@@ -7,6 +7,7 @@ import shutil
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -87,7 +88,6 @@ def test_clusters_of_space_ranger_are_a_column_to_colour_by(tiny_folder, tmp_pat
 
 @pytest.mark.parametrize(("version", "told"), [("3.1.1", True), ("3.1.2", False), ("4.0.1", False)])
 def test_hd_of_a_version_that_may_misplace_spots_says_so(tmp_path, version, told):
-    import pandas as pd
     from scipy.sparse import csr_matrix
 
     folder = tmp_path / "square_008um"
@@ -109,7 +109,6 @@ def test_hd_of_a_version_that_may_misplace_spots_says_so(tmp_path, version, told
 
 def custom_bins(root, name="custom", bin_um=24.0, first=0, share=1.0):
     """30 x 30 bins of a size of one's own, ``first`` rows and columns into the slide; a share of them with counts."""
-    import pandas as pd
     from scipy.sparse import csr_matrix
 
     folder = root / "binned_outputs" / name
@@ -145,8 +144,6 @@ def test_bins_of_a_size_of_ones_own_open_also_far_out_on_a_slide_of_11_mm(tmp_pa
 
 
 def test_shares_in_cells_and_nuclei_come_from_the_mapping_of_barcodes(tmp_path):
-    import pandas as pd
-
     ids, rc = custom_bins(tmp_path, "square_024um")
     left = np.repeat(rc[:, 1] < 15, 4)  # four squares of each bin: to the left all in cells, one of them in a nucleus
     mapping = pd.DataFrame(
@@ -265,3 +262,23 @@ def test_bins_without_counts_cover_the_tissue_as_others_do(tmp_path):
     assert some.spots.obs["bins"].max() < 30 <= every.spots.obs["bins"].max()
     left = [note for note in some.notes if "left out: " in note and "of which bins cover less than half" in note]
     assert len(left) == 1
+
+
+def test_links_and_relative_paths_open_what_they_lead_to(segmented, tmp_path, monkeypatch):
+    """By its real place: name, slide, outlines and shares are found by the folders above."""
+    outs = segmented[0].parent
+    ids, _ = custom_bins(outs, "square_024um")
+    mapping = {"square_024um": ids, "in_cell": [True] * 900, "in_nucleus": [False] * 900}
+    pd.DataFrame(mapping).to_parquet(outs / "barcode_mappings.parquet")
+    bins, cells = outs / "binned_outputs" / "square_024um", segmented[0]
+    (tmp_path / "bins").symlink_to(bins)
+    (tmp_path / "cells").symlink_to(cells)
+    for there, path in [(bins, "."), (bins.parent, "square_024um"), (outs, "binned_outputs"), (outs, "."), (tmp_path, "bins")]:
+        monkeypatch.chdir(there)
+        section = open_section(path)
+        assert section.name == "sample_square_024um" and section.path == bins and section.outlines is not None
+        assert set(section.spots.obs["in_cell"].tolist()) == {1.0}
+    for there, path in [(cells, "."), (outs, "segmented_outputs"), (tmp_path, "cells")]:
+        monkeypatch.chdir(there)
+        section = open_section(path)
+        assert section.name == "sample_cells" and section.image.source.endswith("scan.png")

@@ -303,7 +303,8 @@ def _existing(path: object) -> Path:
         return public
     if not found.exists() and not is_flat_sample(found):
         raise SectionError(f"there is no file or folder {found}; expected {_EXPECTED}")
-    return found
+    # the folder's own name and those above it tell what it is; a file keeps its name, which that of a cache may lack
+    return found.resolve() if found.is_dir() else found.parent.resolve() / found.name
 
 
 def _kind_in_memory(section: object) -> str | None:

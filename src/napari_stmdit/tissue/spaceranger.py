@@ -142,7 +142,7 @@ def read_scalefactors(path: Path) -> dict[str, Any]:
 
 def _image_scale(path: Path) -> float | None:
     """Return the microns per pixel that Space Ranger 4 was given for the microscope image, by the ``_invocation`` above ``outs``."""
-    for folder in (path, *path.resolve().parents[:3]):
+    for folder in (path, *path.parents[:3]):
         try:
             found = _GIVEN_SCALE.search(read_text(folder / "_invocation", most_mb=1))
         except BadFile:
