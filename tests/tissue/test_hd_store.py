@@ -215,3 +215,10 @@ def test_bins_of_a_store_that_are_as_large_as_spots_are_spots(tmp_path, circles)
         assert again.spots.ids.tolist() == section.spots.ids.tolist() and len(set(again.notes)) == len(again.notes)
         sdata = read_store(place)
         assert attribute(read_image(sdata, place, "stmdit_1"), again, sdata).mine
+
+
+def test_a_table_that_states_two_sizes_of_its_bins_is_refused(tmp_path):
+    eight = bins(8)
+    eight[3]["square_008um"].uns["spatial"] = {"HD": {"scalefactors": {"bin_size_um": 16.0}}}
+    with pytest.raises(SectionError, match="8 um by its barcodes or the table's name, 16 um by bin_size_um"):
+        open_section(store(tmp_path / "s.zarr", eight))

@@ -64,6 +64,12 @@ def test_cells_are_summed_to_spots_from_any_folder_above(segmented, above):
     assert "1499 cells of 100 um2 (median) were summed" in notes and "1 cells have no outline" in notes
 
 
+def test_cells_without_a_scale_are_told_of_cells(segmented):
+    (segmented[0] / "spatial" / "scalefactors_json.json").write_text("{}")
+    with pytest.raises(SectionError, match="^cells cannot be brought together .* states no microns per pixel; give .* --mpp"):
+        open_section(segmented[0])
+
+
 def test_cells_without_counts_or_with_damaged_outlines_are_one_sentence(segmented):
     folder = segmented[0]
     (folder / "cell_segmentations.geojson").write_text('{"features": [{}]}')
@@ -200,8 +206,9 @@ def test_the_image_scale_that_space_ranger_was_given_is_the_scale(tiny_folder, t
         and found.source == "scalefactors"
         and "image_scale that Space Ranger was given" in found.detail
     )
-    (tmp_path / "sample" / "_invocation").write_text(said.format("null"))
-    assert open_section(outs).calibration == lattice
+    for no_scale in ("null", "0.5.1", ".", "1e"):
+        (tmp_path / "sample" / "_invocation").write_text(said.format(no_scale))
+        assert open_section(outs).calibration == lattice
 
 
 def test_bins_are_shown_with_the_outlines_of_the_cells_beside_them(segmented):

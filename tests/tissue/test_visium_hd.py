@@ -147,6 +147,41 @@ def test_bins_whose_positions_were_made_csv_are_still_bins(hd_folder, tmp_path):
         open_section(other)
 
 
+def test_a_visium_section_with_its_positions_in_a_parquet_file_holds_spots(tiny_folder, tmp_path):
+    import shutil
+
+    outs = shutil.copytree(tiny_folder, tmp_path / "outs")
+    csv = next(outs.glob("spatial/tissue_positions*.csv"))
+    pd.read_csv(csv).to_parquet(outs / "spatial" / "tissue_positions.parquet")
+    csv.unlink()
+    section = open_section(outs)
+    assert section.kind == "spaceranger" and section.spots.ids.tolist() == open_section(tiny_folder).spots.ids.tolist()
+
+
+def test_bins_are_known_by_their_barcodes_and_two_sizes_are_refused(hd_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(hd_folder[0] / "binned_outputs" / "square_008um", tmp_path / "mine")
+    factors = folder / "spatial" / "scalefactors_json.json"
+    stated = json.loads(factors.read_text())
+    factors.write_text(json.dumps({name: value for name, value in stated.items() if name != "bin_size_um"}))
+    assert open_section(folder).calibration.mpp == pytest.approx(MPP)
+    factors.write_text(json.dumps({**stated, "bin_size_um": 16.0}))
+    with pytest.raises(SectionError, match="16 um by bin_size_um of its scalefactors, 8 um by its barcodes"):
+        open_section(folder)
+    factors.write_text(json.dumps(stated))
+    with pytest.raises(SectionError, match="8 um by its barcodes, 16 um by its name"):
+        open_section(folder.rename(tmp_path / "square_016um"))
+
+
+def test_outs_without_bins_and_cells_says_what_is_missing(tmp_path):
+    (tmp_path / "outs" / "spatial").mkdir(parents=True)
+    (tmp_path / "outs" / "feature_slice.h5").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "outs"):
+        with pytest.raises(SectionError, match="binned_outputs, or segmented_outputs, is missing"):
+            open_section(path)
+
+
 def test_sums_of_bins_do_not_wrap_around(hd_folder):
     from napari_stmdit.tissue.pseudo_spots import aggregate
     from napari_stmdit.types import Calibration, SpotTable

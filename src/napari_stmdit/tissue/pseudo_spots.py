@@ -68,8 +68,9 @@ def aggregate(
     if bin_um is not None and bin_um >= MIN_PITCH_UM:
         return bins, [f"bins of {bin_um:g} um are spots as they are, and not summed"]
     mpp = calibration.mpp
+    noun = "cells" if bin_um is None else "bins"
     if mpp is None:
-        raise SectionError(f"bins cannot be brought together to spots without a scale: {calibration.detail}")
+        raise SectionError(f"{noun} cannot be brought together to spots without a scale: {calibration.detail}")
     middle = np.median(bins.yx, axis=0)
     anchor = bins.yx[np.argmin(((bins.yx - middle) ** 2).sum(axis=1))]
     yx = bins.yx if empty is None else np.concatenate([bins.yx, empty[(np.abs(empty) < MAX_PX).all(axis=1)]])
@@ -101,11 +102,11 @@ def aggregate(
         counts=csr_matrix(belongs[keep] @ bins.counts),
         genes=bins.genes,
         array_rc=discs,
-        obs={"cells" if bin_um is None else "bins": members[keep], **_carried(bins, belongs[keep])},
+        obs={noun: members[keep], **_carried(bins, belongs[keep])},
     )
     fault = fault_of_counts(spots.counts)
     if fault is not None:
-        raise SectionError(f"bins cannot be summed to spots: a sum is {fault}, more than any spot has")
+        raise SectionError(f"{noun} cannot be summed to spots: a sum is {fault}, more than any spot has")
     if bin_um is None:
         size = "" if areas is None else f" of {np.median(areas):.3g} um2 (median)"
         note = f"{len(bins)} cells{size} were summed into {len(spots)} pseudo-spots: discs of {DISC_UM:g} um on a hexagonal grid of {VISIUM_PITCH_UM:g} um"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _MAX_LINE, _MAX_COLUMNS = 2**21, 100
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
-_GIVEN_SCALE = re.compile(r"^\s*image_scale\s*=\s*([0-9.]+(?:e-?[0-9]+)?),?\s*$", re.MULTILINE)
+_GIVEN_SCALE = re.compile(r"^\s*image_scale\s*=\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?),?\s*$", re.MULTILINE)
 _MIN_FACTOR = 1e-4
 _MAX_INDEX = 2**31
 _SAME_PLACE_PX = 1.0

@@ -17,7 +17,7 @@ from ..files import is_number
 from ..types import Genes, Outlines, SpotTable
 from .counts import EXPRESSION_FEATURE, are_controls, canonical, fault_of_counts, note_empty, refuse_twice
 from .geometry import Affine, fit_lattice, swap_axes
-from .one_section import MIN_PITCH_UM, refuse_libraries
+from .one_section import MIN_PITCH_UM, bin_size_of, one_bin_size, refuse_libraries
 from .pseudo_spots import CLUSTERS, DISC_UM, SHARES, outlines_of
 from .spaceranger import one_number, whole_numbers
 
@@ -30,7 +30,6 @@ _LAYER = "counts"
 _KIND_COLUMNS = ("feature_types", "feature_type", "feature_biotype")
 _OTHER_KINDS = ("Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom")
 _SPIKE_IN = "spike-in"
-_BIN_NAME = re.compile(r"^s_0*(\d+)um_\d+_\d+")
 _SQUARE_TABLE = re.compile(r"square_0*(\d+)um")
 _PREFERRED_BINS = (8.0, 16.0, 2.0)
 _XENIUM_COLUMNS = {"cell_id", "cell_area", "transcript_counts"}
@@ -155,6 +154,10 @@ def spot_rows(
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
     rows = _read(_of_shapes(sdata.tables[table], shapes), element, table, shapes, predicted, _bin_of(sdata, pairs[0]))
+    if rows.bin_um is not None:
+        said = rows.scalefactors.get("bin_size_um")
+        stated = {"its barcodes or the table's name": rows.bin_um, "bin_size_um of its scalefactors": said}
+        one_bin_size({by: size for by, size in stated.items() if is_number(size)}, f"the table {table} of {shapes}")
     if passed:
         rows = replace(rows, notes=(f"{shapes} is used, not {', '.join(name for _, name in passed)}", *rows.notes))
     if rows.areas is not None and not _are_circles(element):
@@ -175,9 +178,9 @@ def annotated_polygons(sdata: Any) -> list[tuple[str, str]]:
 def _bin_of(sdata: Any, pair: tuple[str, str]) -> float | None:
     """Return the side of a table's bins in microns, by their barcodes or else the table's name; None where they are no bins."""
     table = sdata.tables[pair[0]]
-    some = [_BIN_NAME.match(name) for name in table.obs_names[:10].tolist()]
+    some = [bin_size_of(name) for name in table.obs_names[:10].tolist()]
     if some and all(some):
-        return float(some[0][1])  # type: ignore[index] # all matched
+        return some[0]
     square = not _are_circles(sdata.shapes[pair[1]]) and _SQUARE_TABLE.search(pair[0])
     return float(square[1]) if square else None
 
