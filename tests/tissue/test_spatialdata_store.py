@@ -175,12 +175,20 @@ def test_a_file_may_be_the_slide_of_a_store(tmp_path, to, tiny_folder):
         open_section(path, fullres=tiny_folder / "spatial" / "tissue_hires_image.png")
 
 
-def test_coordinate_systems_that_disagree_are_asked_for(tmp_path, to):
+@pytest.mark.parametrize("unit", [1.0, TINY_MPP / 1000])
+def test_coordinate_systems_that_disagree_are_asked_for(tmp_path, to, unit):
+    """In pixels, and in millimetres, of which the whole section has less than one."""
+    from spatialdata.transformations import Scale
+
     images = {"slide": (analytic_image(), {"a": to["identity"], "b": to["stage"]})}
-    path = make_store(tmp_path / "s.zarr", images=images, spots_to={"a": to["identity"], "b": to["identity"]})
+    pixels = Scale([1 / unit, 1 / unit], axes=("y", "x"))
+    yx = tiny_arrays()["yx"] * unit
+    path = make_store(tmp_path / "s.zarr", images=images, spots_to={"a": pixels, "b": pixels}, spots_yx=yx)
     with pytest.raises(SectionError, match="coordinate_system=NAME"):
         open_section(path)
-    assert open_section(path, coordinate_system="a").image.pixel_size == 1
+    section = open_section(path, coordinate_system="a")
+    assert section.image.pixel_size == 1
+    np.testing.assert_allclose(section.spots.yx, tiny_arrays()["yx"])
 
 
 def test_several_sets_of_spots_are_asked_for_and_chosen_by_path(tmp_path, to):

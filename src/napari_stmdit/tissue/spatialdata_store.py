@@ -526,7 +526,8 @@ def _frame(slide: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None
     shared = _shared_systems(slide, spots_to, wanted)
     relations = [compose(np.linalg.inv(spots_to[s]), slide.systems[s]) for s in shared]
     corners = [_footprint(slide, relation) for relation in relations]
-    if any(np.abs(corner - corners[0]).max() > max(1.0, mean_scale(relations[0])) for corner in corners[1:]):
+    pixel = mean_scale(relations[0])  # in the spots' units, which may be millimetres
+    if any(np.abs(corner - corners[0]).max() > pixel for corner in corners[1:]):
         raise SectionError(
             f"spots and image {slide.name} lie differently in the coordinate systems {', '.join(shared)}; choose one with "
             "open_section(..., coordinate_system=NAME)"
