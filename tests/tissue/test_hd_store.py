@@ -222,3 +222,51 @@ def test_a_table_that_states_two_sizes_of_its_bins_is_refused(tmp_path):
     eight[3]["square_008um"].uns["spatial"] = {"HD": {"scalefactors": {"bin_size_um": 16.0}}}
     with pytest.raises(SectionError, match="8 um by its barcodes or the table's name, 16 um by bin_size_um"):
         open_section(store(tmp_path / "s.zarr", eight))
+
+
+def test_a_table_that_annotates_the_labels_of_bins_is_read_by_their_squares(tmp_path):
+    """As spatialdata_io.visium_hd(annotate_table_by_labels=True) writes it: ids of labels start at 1, those of squares at 0."""
+    from spatialdata import rasterize_bins, rasterize_bins_link_table_to_labels, read_zarr
+
+    eight = bins(8)
+    path = store(tmp_path / "s.zarr", eight, cells())
+    sdata, name = read_zarr(path), "HD_square_008um"
+    how = {"col_key": "array_col", "row_key": "array_row", "return_region_as_labels": True}
+    sdata[f"{name}_labels"] = rasterize_bins(sdata, name, "square_008um", **how)
+    rasterize_bins_link_table_to_labels(sdata, "square_008um", f"{name}_labels")
+    sdata.write(tmp_path / "labels.zarr")
+    section = open_section(tmp_path / "labels.zarr")
+    np.testing.assert_array_equal(section.spots.counts.toarray(), summed(section, *eight[:2])[0])
+    assert section.spots.yx.tolist() == open_section(path).spots.yx.tolist()
+    del sdata.shapes[name]
+    assert "tables/square_008um annotates the labels HD_square_008um_labels, which are not read" in open_section(sdata, mpp=MPP).notes
+    del sdata.shapes["HD_cell_segmentations"]
+    with pytest.raises(SectionError, match="tables/square_008um annotates the labels HD_square_008um_labels, which are not"):
+        open_section(sdata)
+
+
+def test_sets_of_bins_that_are_not_of_one_section_are_asked_for(tmp_path):
+    from spatialdata.transformations import Identity, Translation, set_transformation
+
+    eight, coarse = bins(8), bins(16)
+    ((name, squares),) = coarse[2].items()
+    for number, (system, to) in enumerate([("other", Identity()), ("HD", Translation([3000, 0], axes=("y", "x")))]):
+        set_transformation(squares, {system: to}, set_all=True)
+        path = store(tmp_path / f"{number}.zarr", eight, coarse)
+        with pytest.raises(SectionError, match="several sets of spots: shapes/HD_square_008um .*, shapes/HD_square_016um"):
+            open_section(path)
+        assert len(open_section(path / "shapes" / "HD_square_008um").spots) > 20
+
+
+def test_bins_beside_visium_spots_are_named_in_a_note(tmp_path):
+    import geopandas as gpd
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    rc = np.argwhere(np.add.outer(np.arange(5), np.arange(10)) % 2 == 0)
+    yx = (rc + 0.5) * (100 * 3**0.5 / 2, 50) / MPP
+    spots = ShapesModel.parse(yx[:, ::-1], geometry=0, radius=27.5 / MPP, transformations={"HD": Identity()})
+    ids, counts = [f"spot{i}" for i in range(25)], csr_matrix(np.ones((25, 6), np.float32))
+    visium = (yx, counts, {"visium": spots}, {"t": table("visium", ids, counts, np.arange(25), rc)})
+    section = open_section(store(tmp_path / "s.zarr", visium, bins(8)))
+    assert section.spots.ids.tolist() == ids and "visium is used, not HD_square_008um" in section.notes

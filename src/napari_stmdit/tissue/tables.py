@@ -16,7 +16,7 @@ from ..errors import SectionError
 from ..files import is_number
 from ..types import Genes, Outlines, SpotTable
 from .counts import EXPRESSION_FEATURE, are_controls, canonical, fault_of_counts, note_empty, refuse_twice
-from .geometry import Affine, fit_lattice, swap_axes
+from .geometry import Affine, apply, fit_lattice, swap_axes
 from .one_section import MIN_PITCH_UM, bin_size_of, one_bin_size, refuse_libraries
 from .pseudo_spots import CLUSTERS, DISC_UM, SHARES, outlines_of
 from .spaceranger import one_number, whole_numbers
@@ -36,6 +36,8 @@ _XENIUM_COLUMNS = {"cell_id", "cell_area", "transcript_counts"}
 """Columns of the table that spatialdata-io makes of Xenium."""
 _XENIUM_CELLS = "cell_boundaries"
 _SAME_AREA = 0.05
+_LABELS, _RELABELED = "_labels", "relabeled_"
+"""What spatialdata adds to the names of bins that it draws into a label image, and to the column with their ids in it."""
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")
 
 
@@ -131,7 +133,6 @@ def spot_rows(
         There are none, or several.
     """
     pairs = annotated_circles(sdata)
-    passed: list[tuple[str, str]] = []
     if chosen is not None or not pairs or all(_bin_of(sdata, pair) is not None for pair in pairs):
         pairs = annotated_circles(sdata) + annotated_polygons(sdata)
     if chosen is not None:
@@ -144,6 +145,8 @@ def spot_rows(
         )
     if chosen is None:
         pairs, passed = _preferred(sdata, pairs)
+        # bins and cells of one section lie on each other; of those of another one none is the better choice
+        pairs = pairs + [pair for pair in passed if not _lies_with(sdata, pairs[0][1], pair[1], affines_of)]
     if len(pairs) > 1:
         listed = ", ".join(f"shapes/{shapes} (tables/{table})" for table, shapes in pairs)
         place = Path(str(sdata.path or "STORE.zarr")).name
@@ -158,8 +161,10 @@ def spot_rows(
         said = rows.scalefactors.get("bin_size_um")
         stated = {"its barcodes or the table's name": rows.bin_um, "bin_size_um of its scalefactors": said}
         one_bin_size({by: size for by, size in stated.items() if is_number(size)}, f"the table {table} of {shapes}")
-    if passed:
-        rows = replace(rows, notes=(f"{shapes} is used, not {', '.join(name for _, name in passed)}", *rows.notes))
+    if chosen is None:
+        others = dict.fromkeys(name for _, name in annotated_shapes(sdata) if name != shapes)
+        left = [f"{shapes} is used, not {', '.join(others)}"] if others else []
+        rows = replace(rows, notes=(*left, *_of_labels(sdata), *rows.notes))
     if rows.areas is not None and not _are_circles(element):
         rows = replace(rows, outlines=Outlines(lambda: outlines_of(element.geometry.to_numpy())))
     return rows, affines_of(element)
@@ -200,21 +205,64 @@ def _preferred(sdata: Any, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str
     return [p for p in pairs if rank(p) == best], [p for p in pairs if rank(p) != best]
 
 
+def _lies_with(sdata: Any, one: str, other: str, affines_of: Callable[[Any], dict[str, Affine]]) -> bool:
+    """Return whether two sets of shapes lie on each other in a shared coordinate system: the middle of one within the other."""
+    boxes = []
+    try:
+        systems = [affines_of(sdata.shapes[name]) for name in (one, other)]
+    except SectionError:  # nothing says how they lie
+        return False
+    shared = next((system for system in systems[0] if system in systems[1]), None)
+    if shared is None:
+        return False
+    for name, affines in zip((one, other), systems, strict=True):
+        left, top, right, bottom = sdata.shapes[name].total_bounds
+        corners = apply(affines[shared], [(top, left), (top, right), (bottom, left), (bottom, right)])
+        boxes.append((corners.min(axis=0), corners.max(axis=0)))
+    (low, high), (low_2, high_2) = boxes
+    first, second = (low + high) / 2, (low_2 + high_2) / 2
+    return bool(((low <= second) & (second <= high)).all() or ((low_2 <= first) & (first <= high_2)).all())
+
+
 def annotated_circles(sdata: Any) -> list[tuple[str, str]]:
     """Return the names of each table of a store with those of the circles that it annotates."""
     return [(table, name) for table, name in annotated_shapes(sdata) if _are_circles(sdata.shapes[name])]
 
 
 def annotated_shapes(sdata: Any) -> list[tuple[str, str]]:
-    """Return the names of each table of a store with those of the shapes that it annotates."""
+    """Return the names of each table of a store with those of the shapes that it annotates, or whose label image it does."""
     pairs = []
     for name, table in sdata.tables.items():
-        region = (table.uns.get("spatialdata_attrs") or {}).get("region")
-        regions = [region] if isinstance(region, str) else list(region if region is not None else [])
-        pairs += [(str(name), str(r)) for r in regions if r in sdata.shapes]
+        regions = _regions(table)
+        pairs += [(str(name), r) for r in regions if r in sdata.shapes]
+        shapes = [r.removesuffix(_LABELS) for r in regions if r.endswith(_LABELS) and r not in sdata.shapes]
+        pairs += [(str(name), r) for r in shapes if r in sdata.shapes and _key_of_shapes(table, sdata.shapes[r].index)]
         if not set(regions) & set(sdata.shapes) and _is_xenium(table) and _XENIUM_CELLS in sdata.shapes:
             pairs.append((str(name), _XENIUM_CELLS))
     return pairs
+
+
+def _regions(table: Any) -> list[str]:
+    region = (table.uns.get("spatialdata_attrs") or {}).get("region")
+    return [region] if isinstance(region, str) else [str(r) for r in (region if region is not None else ())]
+
+
+def _key_of_shapes(table: Any, index: Any) -> str | None:
+    """Return the column of a table of labels that names the shapes behind them; spatialdata keeps it beside that of the labels."""
+    attrs = table.uns["spatialdata_attrs"]
+    key = str(attrs["instance_key"]).removeprefix(_RELABELED)
+    return key if key in table.obs and table.obs[key].isin(index).all() else None
+
+
+def _of_labels(sdata: Any) -> list[str]:
+    """Return which tables annotate label images without shapes."""
+    known = {table for table, _ in annotated_shapes(sdata)}
+    labels = {name: [r for r in _regions(table) if r in sdata.labels] for name, table in sdata.tables.items()}
+    return [
+        f"tables/{name} annotates the labels {', '.join(regions)}, which are not read"
+        for name, regions in labels.items()
+        if regions and name not in known
+    ]
 
 
 def _is_xenium(table: Any) -> bool:
@@ -222,18 +270,21 @@ def _is_xenium(table: Any) -> bool:
 
 
 def _of_shapes(table: Any, shapes: str) -> Any:
-    """Return the table for shapes of cells; that of Xenium annotates a label image of the cells, not their outlines."""
+    """Return the table for shapes; it may annotate a label image of the bins, or as that of Xenium of the cells, not their outlines."""
     attrs = table.uns["spatialdata_attrs"]
-    if (table.obs[attrs["region_key"]].astype(str) == shapes).any() or not _is_xenium(table):
+    if shapes in _regions(table):
         return table
-    other = table.copy()
+    key = "cell_id" if _is_xenium(table) else str(attrs["instance_key"]).removeprefix(_RELABELED)
+    other = (table if _is_xenium(table) else rows_of(table, shapes + _LABELS)).copy()
     other.obs[attrs["region_key"]] = shapes
-    other.uns["spatialdata_attrs"] = {**attrs, "region": shapes, "instance_key": "cell_id"}
+    other.uns["spatialdata_attrs"] = {**attrs, "region": shapes, "instance_key": key}
     return other
 
 
 def _what_it_has(sdata: Any) -> str:
-    return f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}"
+    return "; ".join(
+        (f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}", *_of_labels(sdata))
+    )
 
 
 def rows_of(table: Any, circles: str) -> Any:
