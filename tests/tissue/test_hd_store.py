@@ -173,7 +173,8 @@ def test_visium_spots_as_polygons_are_spots(tmp_path, radius, unit):
     counts = csr_matrix(np.arange(6 * len(rc)).reshape(-1, 6) % 9).astype(np.float32)
     ids = [f"spot{i}" for i in range(len(rc))]
     path = store(
-        tmp_path / "s.zarr", (yx, counts, {"polygons": made}, {"t": table("polygons", ids, counts, np.arange(len(rc)), rc)})
+        tmp_path / "s.zarr",
+        (yx, counts, {"polygons": made}, {"t": table("polygons", ids, counts, np.arange(len(rc)), rc)}),
     )
     section = open_section(path)
     assert section.kind == "spatialdata" and section.calibration.mpp == pytest.approx(MPP) and section.outlines is None
@@ -239,9 +240,10 @@ def test_a_table_that_annotates_the_labels_of_bins_is_read_by_their_squares(tmp_
     np.testing.assert_array_equal(section.spots.counts.toarray(), summed(section, *eight[:2])[0])
     assert section.spots.yx.tolist() == open_section(path).spots.yx.tolist()
     del sdata.shapes[name]
-    assert "tables/square_008um annotates the labels HD_square_008um_labels, which are not read" in open_section(sdata, mpp=MPP).notes
+    told = "tables/square_008um annotates the labels HD_square_008um_labels, which are not read"
+    assert told in open_section(sdata, mpp=MPP).notes
     del sdata.shapes["HD_cell_segmentations"]
-    with pytest.raises(SectionError, match="tables/square_008um annotates the labels HD_square_008um_labels, which are not"):
+    with pytest.raises(SectionError, match=told):
         open_section(sdata)
 
 
@@ -253,13 +255,12 @@ def test_sets_of_bins_that_are_not_of_one_section_are_asked_for(tmp_path):
     for number, (system, to) in enumerate([("other", Identity()), ("HD", Translation([3000, 0], axes=("y", "x")))]):
         set_transformation(squares, {system: to}, set_all=True)
         path = store(tmp_path / f"{number}.zarr", eight, coarse)
-        with pytest.raises(SectionError, match="several sets of spots: shapes/HD_square_008um .*, shapes/HD_square_016um"):
+        with pytest.raises(SectionError, match="several sets of spots: .*HD_square_008um .*HD_square_016um"):
             open_section(path)
         assert len(open_section(path / "shapes" / "HD_square_008um").spots) > 20
 
 
 def test_bins_beside_visium_spots_are_named_in_a_note(tmp_path):
-    import geopandas as gpd
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 

@@ -66,7 +66,7 @@ def test_cells_are_summed_to_spots_from_any_folder_above(segmented, above):
 
 def test_cells_without_a_scale_are_told_of_cells(segmented):
     (segmented[0] / "spatial" / "scalefactors_json.json").write_text("{}")
-    with pytest.raises(SectionError, match="^cells cannot be brought together .* states no microns per pixel; give .* --mpp"):
+    with pytest.raises(SectionError, match="^cells cannot be brought .* states no microns per pixel; give .* --mpp"):
         open_section(segmented[0])
 
 
@@ -265,7 +265,8 @@ def test_bins_without_counts_cover_the_tissue_as_others_do(tmp_path):
     custom_bins(tmp_path / "all", "square_008um", 8.0)
     custom_bins(tmp_path / "some", "square_008um", 8.0, share=0.5)
     every, some = (open_section(tmp_path / name) for name in ("all", "some"))
-    assert 3 <= len(every.spots) <= len(some.spots) + 1  # the middle one lies at a bin with counts, so the grid may shift
+    # the middle one lies at a bin with counts, so the grid may shift
+    assert 3 <= len(every.spots) <= len(some.spots) + 1
     assert some.spots.obs["bins"].max() < 30 <= every.spots.obs["bins"].max()
     left = [note for note in some.notes if "left out: " in note and "of which bins cover less than half" in note]
     assert len(left) == 1
@@ -280,7 +281,8 @@ def test_links_and_relative_paths_open_what_they_lead_to(segmented, tmp_path, mo
     bins, cells = outs / "binned_outputs" / "square_024um", segmented[0]
     (tmp_path / "bins").symlink_to(bins)
     (tmp_path / "cells").symlink_to(cells)
-    for there, path in [(bins, "."), (bins.parent, "square_024um"), (outs, "binned_outputs"), (outs, "."), (tmp_path, "bins")]:
+    of_bins = [(bins, "."), (bins.parent, "square_024um"), (outs, "binned_outputs"), (outs, "."), (tmp_path, "bins")]
+    for there, path in of_bins:
         monkeypatch.chdir(there)
         section = open_section(path)
         assert section.name == "sample_square_024um" and section.path == bins and section.outlines is not None

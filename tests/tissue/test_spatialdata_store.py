@@ -147,7 +147,7 @@ def test_a_finer_picture_of_something_else_is_not_taken_for_the_slide(tmp_path, 
     slide, same = analytic_image(), {"global": to["identity"]}
     hires = (slide[::4, ::4].copy(), {"global": to["hires"]})
     path = make_store(tmp_path / "s.zarr", images={"he": hires, "ihc": (255 - slide, same)}, spots_to=same)
-    with pytest.raises(SectionError, match=r"\(ihc, he\): ihc, the finest, does not look like he .*choose one with --fullres NAME"):
+    with pytest.raises(SectionError, match=r"\(ihc, he\): ihc, the finest, does not look like he .*--fullres NAME"):
         open_section(path)
     assert open_section(path, fullres="he").image.source == "he"
     path = make_store(tmp_path / "t.zarr", images={"he": hires, "full": (slide, same)}, spots_to=same)

@@ -120,7 +120,7 @@ def aggregate(
     )
     if not covered.any():
         note += f". No disc is covered by half, which would take {_half_disc(bin_um):.0f} bins"
-    elif left := np.count_nonzero(members) - len(spots):
+    elif left := int(np.count_nonzero(members)) - len(spots):
         note += f"; left out: {counted(left, 'disc')} of which bins cover less than half"
     return spots, [note]
 

@@ -190,7 +190,7 @@ def section_of(
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
     remarks: list[str] = []
-    if rows.bin_um is not None or rows.is_small:
+    if bins_or_cells := rows.bin_um is not None or rows.is_small:
         areas = None if rows.areas is None else rows.areas * (mean_scale(inverse) * (calibration.mpp or 0)) ** 2
         empty = None if rows.empty is None else apply(inverse, rows.empty)
         spots, remarks = aggregate(spots, calibration, rows.bin_um, areas, empty)
@@ -199,7 +199,7 @@ def section_of(
     section = Section(
         name=str(own.get("name") or section_label(rows.circles_name if root is None else root.stem)),
         path=root,
-        kind="xenium" if rows.unit_um is not None else "visium_hd" if rows.bin_um is not None or rows.is_small else "spatialdata",
+        kind="xenium" if rows.unit_um is not None else "visium_hd" if bins_or_cells else "spatialdata",
         spots=spots,
         image=frame.image,
         calibration=calibration,
