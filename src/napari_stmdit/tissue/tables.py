@@ -172,7 +172,11 @@ def spot_rows(
 
 def _are_circles(shapes: Any) -> bool:
     """Return whether shapes are circles, by the first; polygons that were made of circles keep the column of their radius."""
-    return "radius" in shapes.columns and len(shapes) > 0 and shapes.geometry.iloc[0].geom_type == "Point"
+    import shapely
+
+    return (
+        "radius" in shapes.columns and len(shapes) > 0 and shapely.get_type_id(shapes.geometry.iloc[0]) == 0
+    )  # a point
 
 
 def annotated_polygons(sdata: Any) -> list[tuple[str, str]]:
@@ -220,8 +224,9 @@ def _lies_with(sdata: Any, one: str, other: str, affines_of: Callable[[Any], dic
         corners = apply(affines[shared], [(top, left), (top, right), (bottom, left), (bottom, right)])
         boxes.append((corners.min(axis=0), corners.max(axis=0)))
     (low, high), (low_2, high_2) = boxes
-    first, second = (low + high) / 2, (low_2 + high_2) / 2
-    return bool(((low <= second) & (second <= high)).all() or ((low_2 <= first) & (first <= high_2)).all())
+    middle, middle_2 = (low + high) / 2, (low_2 + high_2) / 2
+    apart = ((middle_2 < low) | (middle_2 > high)).any() and ((middle < low_2) | (middle > high_2)).any()
+    return not apart
 
 
 def annotated_circles(sdata: Any) -> list[tuple[str, str]]:
