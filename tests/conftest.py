@@ -39,6 +39,7 @@ POSIX_ALONE = (
     "a_killed_export_goes_on",
     "image_above_the_bins",
     "links_and_relative_paths",
+    "again_by_a_link",
     "workers_leave_when_the_process",
     "what_is_in_the_way_is_refused",
 )
