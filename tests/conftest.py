@@ -37,6 +37,9 @@ POSIX_ALONE = (
     "a_writer_that_is_killed",
     "an_interrupt_keeps_what_is_done",
     "a_killed_export_goes_on",
+    "image_above_the_bins",
+    "links_and_relative_paths",
+    "again_by_a_link",
     "workers_leave_when_the_process",
     "what_is_in_the_way_is_refused",
 )

@@ -73,6 +73,18 @@ HD = cases(
         (
             "bins of no size in a folder of another name",
             hd(lambda f: f.rename(f.parent / "square_x"), bin_size_um=MISSING),
+            Works("bins of 8 um"),
+        ),
+        ("bins of another size than their barcodes", hd(bin_size_um=16), section_error("bins have one size")),
+        (
+            "bins without barcodes of any size, in a folder of another name",
+            hd(
+                lambda f: (
+                    table(lambda t: t.assign(barcode=[f"b{i}" for i in range(len(t))]))(f),
+                    f.rename(f.parent / "square_x"),
+                ),
+                bin_size_um=MISSING,
+            ),
             section_error("size of its bins is unknown"),
         ),
         ("no folder of bins", hd(shutil.rmtree), section_error("no tissue section")),

@@ -380,7 +380,21 @@ CASES = cases(
         (
             "circles that are squares",
             shapes(lambda t: t.assign(geometry=t.geometry.buffer(5, cap_style="square"))),
+            Works("1 of 30 spots"),
+        ),
+        (
+            "circles of which some are squares",
+            shapes(
+                lambda t: t.assign(geometry=t.geometry.where(t.index < 20, t.geometry.buffer(5, cap_style="square")))
+            ),
             section_error("not all circles"),
+        ),
+        (
+            "squares of which some are circles",
+            shapes(
+                lambda t: t.assign(geometry=t.geometry.where(t.index > 20, t.geometry.buffer(5, cap_style="square")))
+            ),
+            section_error("not all polygons"),
         ),
         ("a circle twice", shapes(lambda t: t.set_axis([0, *range(29)], axis=0)), section_error("not unique")),
         ("circles and slide share no coordinate system", renamed_system(SPOTS, "elsewhere"), ASKS),

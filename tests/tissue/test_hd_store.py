@@ -10,7 +10,11 @@ from scipy.sparse import csr_matrix, random
 
 from napari_stmdit.errors import SectionError
 from napari_stmdit.tissue.geometry import fit_lattice
+from napari_stmdit.tissue.identity import attribute, find_section
 from napari_stmdit.tissue.open import open_section, synthesis_fault
+from napari_stmdit.tissue.spatialdata_store import read_store
+from napari_stmdit.tissue.store import write_result
+from napari_stmdit.tissue.store_entries import read_image
 
 MPP, SIDE = 0.5, 70
 KINDS = ["Gene Expression"] * 4 + ["Antibody Capture", "CRISPR Guide Capture"]
@@ -134,3 +138,136 @@ def test_a_store_of_cells_alone_opens_and_its_result_is_saved(tmp_path):
     assert (
         again.spots.ids.tolist() == section.spots.ids.tolist() and (again.spots.counts != section.spots.counts).nnz == 0
     )
+
+
+def test_shares_that_are_true_or_false_are_numbers_and_bins_without_a_cluster_do_not_vote(tmp_path):
+    eight = bins(8)
+    obs = eight[3]["square_008um"].obs
+    left = eight[0][:, 1] * MPP < 280
+    obs["in_cell"], obs["in_nucleus"] = left, np.where(left, "yes", "no")
+    obs["graphclust"] = np.where(eight[0][:, 0] * MPP < 400, np.nan, 2.0)
+    spots = open_section(store(tmp_path / "s.zarr", eight)).spots
+    near = [np.hypot(*(eight[0] - at).T) * MPP <= 27.5 for at in spots.yx]
+    np.testing.assert_allclose(spots.obs["in_cell"], [left[i].mean() for i in near])
+    assert "in_nucleus" not in spots.obs
+    with_one = [bool((eight[0][i, 0] * MPP >= 400).any()) for i in near]
+    assert spots.obs["graphclust"].tolist() == ["2" if has else "" for has in with_one] and len(set(with_one)) == 2
+
+
+@pytest.mark.parametrize("radius", [False, True])
+@pytest.mark.parametrize("unit", [1.0, MPP / 1000])
+def test_visium_spots_as_polygons_are_spots(tmp_path, radius, unit):
+    """On a slide that is turned by 7 degrees, in pixels and in millimetres; spatialdata's to_polygons keeps the radius."""
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Scale
+
+    rc = np.argwhere(np.add.outer(np.arange(5), np.arange(10)) % 2 == 0)
+    turn = np.array([[np.cos(0.12), -np.sin(0.12)], [np.sin(0.12), np.cos(0.12)]])
+    yx = (rc * (100 * 3**0.5 / 2, 50) @ turn + (10, 60)) / MPP * unit
+    shapes = gpd.GeoDataFrame(geometry=[shapely.Point(x, y).buffer(27.5 / MPP * unit) for y, x in yx])
+    if radius:
+        shapes["radius"] = 27.5 / MPP * unit
+    made = ShapesModel.parse(shapes, transformations={"HD": Scale([1 / unit, 1 / unit], axes=("y", "x"))})
+    counts = csr_matrix(np.arange(6 * len(rc)).reshape(-1, 6) % 9).astype(np.float32)
+    ids = [f"spot{i}" for i in range(len(rc))]
+    path = store(
+        tmp_path / "s.zarr",
+        (yx, counts, {"polygons": made}, {"t": table("polygons", ids, counts, np.arange(len(rc)), rc)}),
+    )
+    section = open_section(path)
+    assert section.kind == "spatialdata" and section.calibration.mpp == pytest.approx(MPP) and section.outlines is None
+    assert section.spots.ids.tolist() == ids and section.spots.diameter == pytest.approx(110, rel=0.01)
+    np.testing.assert_allclose(section.spots.yx, yx / unit)
+    write_result(path, np.zeros((200, 200, 4), np.uint8), np.eye(3), section, None, {})
+    sdata = read_store(path)
+    assert find_section(section, sdata) == section.store
+    assert attribute(read_image(sdata, path, "stmdit_1"), section, sdata).mine
+
+
+def test_squares_without_a_row_of_counts_cover_the_tissue_and_what_is_left_out_is_told(tmp_path):
+    every = bins(8)
+    kept = np.random.default_rng(0).random(SIDE**2) < 0.5
+    fewer = every[3]["square_008um"][kept].copy()
+    some = open_section(store(tmp_path / "some.zarr", (*every[:3], {"square_008um": fewer})))
+    full = open_section(store(tmp_path / "full.zarr", every))
+    assert len(some.spots) >= 0.9 * len(full.spots)
+    np.testing.assert_array_equal(
+        some.spots.counts.toarray(), summed(some, every[0][kept], every[1][kept])[0], strict=False
+    )
+    shapes = {"HD_square_008um": every[2]["HD_square_008um"][kept]}
+    none = open_section(store(tmp_path / "none.zarr", (*every[:2], shapes, {"square_008um": fewer})))
+    assert len(none.spots) < len(some.spots)  # nothing says that there was tissue
+    assert any("left out: " in note and "of which bins cover less than half" in note for note in none.notes)
+
+
+@pytest.mark.parametrize("circles", [False, True])
+def test_bins_of_a_store_that_are_as_large_as_spots_are_spots(tmp_path, circles):
+    large = bins(56, circles)
+    path = store(tmp_path / "s.zarr", large)
+    section = open_section(path)
+    assert section.kind == "visium_hd" and section.calibration.mpp == pytest.approx(MPP) and section.outlines is None
+    np.testing.assert_allclose(section.spots.yx, large[0])
+    np.testing.assert_array_equal(section.spots.counts.toarray(), large[1][:, :4].toarray())
+    for place in (path, tmp_path / "new.zarr"):
+        write_result(place, np.zeros((200, 200, 4), np.uint8), np.eye(3), section, None, {})
+        again = open_section(place)
+        assert again.spots.ids.tolist() == section.spots.ids.tolist() and len(set(again.notes)) == len(again.notes)
+        sdata = read_store(place)
+        assert attribute(read_image(sdata, place, "stmdit_1"), again, sdata).mine
+
+
+def test_a_table_that_states_two_sizes_of_its_bins_is_refused(tmp_path):
+    eight = bins(8)
+    eight[3]["square_008um"].uns["spatial"] = {"HD": {"scalefactors": {"bin_size_um": 16.0}}}
+    with pytest.raises(SectionError, match="8 um by its barcodes or the table's name, 16 um by bin_size_um"):
+        open_section(store(tmp_path / "s.zarr", eight))
+
+
+def test_a_table_that_annotates_the_labels_of_bins_is_read_by_their_squares(tmp_path):
+    """As spatialdata_io.visium_hd(annotate_table_by_labels=True) writes it: ids of labels start at 1, those of squares at 0."""
+    from spatialdata import rasterize_bins, rasterize_bins_link_table_to_labels, read_zarr
+
+    eight = bins(8)
+    path = store(tmp_path / "s.zarr", eight, cells())
+    sdata, name = read_zarr(path), "HD_square_008um"
+    how = {"col_key": "array_col", "row_key": "array_row", "return_region_as_labels": True}
+    sdata[f"{name}_labels"] = rasterize_bins(sdata, name, "square_008um", **how)
+    rasterize_bins_link_table_to_labels(sdata, "square_008um", f"{name}_labels")
+    sdata.write(tmp_path / "labels.zarr")
+    section = open_section(tmp_path / "labels.zarr")
+    np.testing.assert_array_equal(section.spots.counts.toarray(), summed(section, *eight[:2])[0])
+    assert section.spots.yx.tolist() == open_section(path).spots.yx.tolist()
+    del sdata.shapes[name]
+    told = "tables/square_008um annotates the labels HD_square_008um_labels, which are not read"
+    assert told in open_section(sdata, mpp=MPP).notes
+    del sdata.shapes["HD_cell_segmentations"]
+    with pytest.raises(SectionError, match=told):
+        open_section(sdata)
+
+
+def test_sets_of_bins_that_are_not_of_one_section_are_asked_for(tmp_path):
+    from spatialdata.transformations import Identity, Translation, set_transformation
+
+    eight, coarse = bins(8), bins(16)
+    ((name, squares),) = coarse[2].items()
+    for number, (system, to) in enumerate([("other", Identity()), ("HD", Translation([3000, 0], axes=("y", "x")))]):
+        set_transformation(squares, {system: to}, set_all=True)
+        path = store(tmp_path / f"{number}.zarr", eight, coarse)
+        with pytest.raises(SectionError, match="several sets of spots: .*HD_square_008um .*HD_square_016um"):
+            open_section(path)
+        assert len(open_section(path / "shapes" / "HD_square_008um").spots) > 20
+
+
+def test_bins_beside_visium_spots_are_named_in_a_note(tmp_path):
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    rc = np.argwhere(np.add.outer(np.arange(5), np.arange(10)) % 2 == 0)
+    yx = (rc + 0.5) * (100 * 3**0.5 / 2, 50) / MPP
+    spots = ShapesModel.parse(yx[:, ::-1], geometry=0, radius=27.5 / MPP, transformations={"HD": Identity()})
+    ids, counts = [f"spot{i}" for i in range(25)], csr_matrix(np.ones((25, 6), np.float32))
+    visium = (yx, counts, {"visium": spots}, {"t": table("visium", ids, counts, np.arange(25), rc)})
+    section = open_section(store(tmp_path / "s.zarr", visium, bins(8)))
+    assert section.spots.ids.tolist() == ids and "visium is used, not HD_square_008um" in section.notes

@@ -7,6 +7,7 @@ import shutil
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -63,6 +64,12 @@ def test_cells_are_summed_to_spots_from_any_folder_above(segmented, above):
     assert "1499 cells of 100 um2 (median) were summed" in notes and "1 cells have no outline" in notes
 
 
+def test_cells_without_a_scale_are_told_of_cells(segmented):
+    (segmented[0] / "spatial" / "scalefactors_json.json").write_text("{}")
+    with pytest.raises(SectionError, match="^cells cannot be brought .* states no microns per pixel; give .* --mpp"):
+        open_section(segmented[0])
+
+
 def test_cells_without_counts_or_with_damaged_outlines_are_one_sentence(segmented):
     folder = segmented[0]
     (folder / "cell_segmentations.geojson").write_text('{"features": [{}]}')
@@ -87,7 +94,6 @@ def test_clusters_of_space_ranger_are_a_column_to_colour_by(tiny_folder, tmp_pat
 
 @pytest.mark.parametrize(("version", "told"), [("3.1.1", True), ("3.1.2", False), ("4.0.1", False)])
 def test_hd_of_a_version_that_may_misplace_spots_says_so(tmp_path, version, told):
-    import pandas as pd
     from scipy.sparse import csr_matrix
 
     folder = tmp_path / "square_008um"
@@ -107,9 +113,8 @@ def test_hd_of_a_version_that_may_misplace_spots_says_so(tmp_path, version, told
     assert any("before 3.1.2" in note for note in open_section(folder).notes) is told
 
 
-def custom_bins(root, name="custom", bin_um=24.0, first=0):
-    """30 x 30 bins of a size of one's own, ``first`` rows and columns into the slide."""
-    import pandas as pd
+def custom_bins(root, name="custom", bin_um=24.0, first=0, share=1.0):
+    """30 x 30 bins of a size of one's own, ``first`` rows and columns into the slide; a share of them with counts."""
     from scipy.sparse import csr_matrix
 
     folder = root / "binned_outputs" / name
@@ -121,12 +126,9 @@ def custom_bins(root, name="custom", bin_um=24.0, first=0):
     table.to_parquet(folder / "spatial" / "tissue_positions.parquet")
     factors = {"spot_diameter_fullres": bin_um / MPP, "bin_size_um": bin_um}
     (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
-    write_counts(
-        folder / "filtered_feature_bc_matrix.h5",
-        ids,
-        csr_matrix(np.ones((900, 2), np.int32)),
-        Genes(np.array(["A", "B"])),
-    )
+    kept = np.random.default_rng(0).random(900) < share
+    counts = csr_matrix(np.ones((int(kept.sum()), 2), np.int32))
+    write_counts(folder / "filtered_feature_bc_matrix.h5", ids[kept], counts, Genes(np.array(["A", "B"])))
     return ids, rc
 
 
@@ -148,8 +150,6 @@ def test_bins_of_a_size_of_ones_own_open_also_far_out_on_a_slide_of_11_mm(tmp_pa
 
 
 def test_shares_in_cells_and_nuclei_come_from_the_mapping_of_barcodes(tmp_path):
-    import pandas as pd
-
     ids, rc = custom_bins(tmp_path, "square_024um")
     left = np.repeat(rc[:, 1] < 15, 4)  # four squares of each bin: to the left all in cells, one of them in a nucleus
     mapping = pd.DataFrame(
@@ -206,8 +206,9 @@ def test_the_image_scale_that_space_ranger_was_given_is_the_scale(tiny_folder, t
         and found.source == "scalefactors"
         and "image_scale that Space Ranger was given" in found.detail
     )
-    (tmp_path / "sample" / "_invocation").write_text(said.format("null"))
-    assert open_section(outs).calibration == lattice
+    for no_scale in ("null", "0.5.1", ".", "1e"):
+        (tmp_path / "sample" / "_invocation").write_text(said.format(no_scale))
+        assert open_section(outs).calibration == lattice
 
 
 def test_bins_are_shown_with_the_outlines_of_the_cells_beside_them(segmented):
@@ -235,3 +236,58 @@ def test_outlines_beside_bins_are_read_when_they_are_asked_for_and_once(segmente
     section = open_section(folder.parent)
     assert section.outlines is not None and not asked
     assert section.outlines.pieces is section.outlines.pieces and len(asked) == 1
+
+
+@pytest.mark.parametrize("bin_um", [16.0, 24.0, 28.0, 30.0, 32.0, 34.0, 38.0])
+def test_no_disc_inside_the_tissue_is_lost_whatever_the_size_of_the_bins(tmp_path, bin_um):
+    custom_bins(tmp_path, f"square_{bin_um:03.0f}um", bin_um)
+    spots, side = open_section(tmp_path).spots, 30 * bin_um
+    places = {tuple(rc) for rc in spots.array_rc.tolist()}
+    inside = ((spots.yx * MPP > 130) & (spots.yx * MPP < side - 130)).all(axis=1)
+    assert inside.sum() >= 3
+    for row, column in spots.array_rc[inside].tolist():
+        around = {(row, column + 2), (row, column - 2), *((row + i, column + j) for i in (-1, 1) for j in (-1, 1))}
+        assert around <= places
+
+
+@pytest.mark.parametrize("bin_um", [40.0, 64.0, 100.0])
+def test_bins_as_large_as_spots_are_spots_themselves(tmp_path, bin_um):
+    ids, rc = custom_bins(tmp_path, f"square_{bin_um:03.0f}um", bin_um)
+    section = open_section(tmp_path)
+    assert section.kind == "visium_hd" and section.spots.ids.tolist() == ids.tolist()
+    np.testing.assert_allclose(section.spots.yx * MPP, (rc + 0.5) * bin_um)
+    assert section.spots.counts.max() == 1 and section.spots.diameter == bin_um / MPP
+    assert any(f"bins of {bin_um:g} um are spots as they are" in note for note in section.notes)
+
+
+def test_bins_without_counts_cover_the_tissue_as_others_do(tmp_path):
+    """Filters drop bins with few counts, often most of them; whole discs went with them."""
+    custom_bins(tmp_path / "all", "square_008um", 8.0)
+    custom_bins(tmp_path / "some", "square_008um", 8.0, share=0.5)
+    every, some = (open_section(tmp_path / name) for name in ("all", "some"))
+    # the middle one lies at a bin with counts, so the grid may shift
+    assert 3 <= len(every.spots) <= len(some.spots) + 1
+    assert some.spots.obs["bins"].max() < 30 <= every.spots.obs["bins"].max()
+    left = [note for note in some.notes if "left out: " in note and "of which bins cover less than half" in note]
+    assert len(left) == 1
+
+
+def test_links_and_relative_paths_open_what_they_lead_to(segmented, tmp_path, monkeypatch):
+    """By its real place: name, slide, outlines and shares are found by the folders above."""
+    outs = segmented[0].parent
+    ids, _ = custom_bins(outs, "square_024um")
+    mapping = {"square_024um": ids, "in_cell": [True] * 900, "in_nucleus": [False] * 900}
+    pd.DataFrame(mapping).to_parquet(outs / "barcode_mappings.parquet")
+    bins, cells = outs / "binned_outputs" / "square_024um", segmented[0]
+    (tmp_path / "bins").symlink_to(bins)
+    (tmp_path / "cells").symlink_to(cells)
+    of_bins = [(bins, "."), (bins.parent, "square_024um"), (outs, "binned_outputs"), (outs, "."), (tmp_path, "bins")]
+    for there, path in of_bins:
+        monkeypatch.chdir(there)
+        section = open_section(path)
+        assert section.name == "sample_square_024um" and section.path == bins and section.outlines is not None
+        assert set(section.spots.obs["in_cell"].tolist()) == {1.0}
+    for there, path in [(cells, "."), (outs, "segmented_outputs"), (tmp_path, "cells")]:
+        monkeypatch.chdir(there)
+        section = open_section(path)
+        assert section.name == "sample_cells" and section.image.source.endswith("scan.png")

@@ -143,6 +143,18 @@ def test_of_pictures_of_one_area_the_finest_is_taken(tmp_path, to):
     assert chosen.image.source == "a_hires"
 
 
+def test_a_finer_picture_of_something_else_is_not_taken_for_the_slide(tmp_path, to):
+    slide, same = analytic_image(), {"global": to["identity"]}
+    hires = (slide[::4, ::4].copy(), {"global": to["hires"]})
+    path = make_store(tmp_path / "s.zarr", images={"he": hires, "ihc": (255 - slide, same)}, spots_to=same)
+    with pytest.raises(SectionError, match=r"\(ihc, he\): ihc, the finest, does not look like he .*--fullres NAME"):
+        open_section(path)
+    assert open_section(path, fullres="he").image.source == "he"
+    path = make_store(tmp_path / "t.zarr", images={"he": hires, "full": (slide, same)}, spots_to=same)
+    section = open_section(path)
+    assert section.image.source == "full" and "other images of the store: he" in section.notes
+
+
 def test_two_images_that_may_be_the_slide_are_asked_for(tmp_path, to):
     images = {name: (analytic_image(), {"global": to["identity"]}) for name in ("before", "after")}
     path = make_store(tmp_path / "s.zarr", images=images, spots_to={"global": to["identity"]})
@@ -163,12 +175,20 @@ def test_a_file_may_be_the_slide_of_a_store(tmp_path, to, tiny_folder):
         open_section(path, fullres=tiny_folder / "spatial" / "tissue_hires_image.png")
 
 
-def test_coordinate_systems_that_disagree_are_asked_for(tmp_path, to):
+@pytest.mark.parametrize("unit", [1.0, TINY_MPP / 1000])
+def test_coordinate_systems_that_disagree_are_asked_for(tmp_path, to, unit):
+    """In pixels, and in millimetres, of which the whole section has less than one."""
+    from spatialdata.transformations import Scale
+
     images = {"slide": (analytic_image(), {"a": to["identity"], "b": to["stage"]})}
-    path = make_store(tmp_path / "s.zarr", images=images, spots_to={"a": to["identity"], "b": to["identity"]})
+    pixels = Scale([1 / unit, 1 / unit], axes=("y", "x"))
+    yx = tiny_arrays()["yx"] * unit
+    path = make_store(tmp_path / "s.zarr", images=images, spots_to={"a": pixels, "b": pixels}, spots_yx=yx)
     with pytest.raises(SectionError, match="coordinate_system=NAME"):
         open_section(path)
-    assert open_section(path, coordinate_system="a").image.pixel_size == 1
+    section = open_section(path, coordinate_system="a")
+    assert section.image.pixel_size == 1
+    np.testing.assert_allclose(section.spots.yx, tiny_arrays()["yx"])
 
 
 def test_several_sets_of_spots_are_asked_for_and_chosen_by_path(tmp_path, to):

@@ -73,10 +73,20 @@ def test_no_disc_lies_where_there_is_no_tissue(hd_folder):
     assert not off.any()
 
 
-def test_the_microscope_image_above_binned_outputs_is_found(hd_folder):
-    section = open_section(hd_folder[0])
-    assert section.image.source.endswith("scan.png") and section.image.pixel_size == 1
-    assert synthesis_fault(section, 0.5) is None
+@pytest.mark.parametrize("place", ["", "outs"])
+@pytest.mark.parametrize("inner", ["binned_outputs/square_008um", "square_008um"])
+def test_the_microscope_image_above_the_bins_or_above_outs_is_found(hd_folder, tmp_path, place, inner):
+    import shutil
+
+    outs = tmp_path / "sample" / place
+    shutil.copytree(hd_folder[0] / "binned_outputs" / "square_008um", outs / inner)
+    shutil.copy(hd_folder[0] / "scan.png", tmp_path / "sample" / "scan.png")
+    for path in (outs, outs / inner):
+        section = open_section(path)
+        assert section.image.source.endswith("scan.png") and section.image.pixel_size == 1
+        assert synthesis_fault(section, 0.5) is None
+    (outs / "link.png").symlink_to(tmp_path / "sample" / "scan.png")
+    assert open_section(outs).image.pixel_size == 1
 
 
 def test_of_several_bin_sizes_8_um_is_taken_and_told(hd_folder, tmp_path):
@@ -135,6 +145,41 @@ def test_bins_whose_positions_were_made_csv_are_still_bins(hd_folder, tmp_path):
     other = folder.rename(tmp_path / "mine")
     with pytest.raises(SectionError, match="bins of Visium HD"):
         open_section(other)
+
+
+def test_a_visium_section_with_its_positions_in_a_parquet_file_holds_spots(tiny_folder, tmp_path):
+    import shutil
+
+    outs = shutil.copytree(tiny_folder, tmp_path / "outs")
+    csv = next(outs.glob("spatial/tissue_positions*.csv"))
+    pd.read_csv(csv).to_parquet(outs / "spatial" / "tissue_positions.parquet")
+    csv.unlink()
+    section = open_section(outs)
+    assert section.kind == "spaceranger" and section.spots.ids.tolist() == open_section(tiny_folder).spots.ids.tolist()
+
+
+def test_bins_are_known_by_their_barcodes_and_two_sizes_are_refused(hd_folder, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(hd_folder[0] / "binned_outputs" / "square_008um", tmp_path / "mine")
+    factors = folder / "spatial" / "scalefactors_json.json"
+    stated = json.loads(factors.read_text())
+    factors.write_text(json.dumps({name: value for name, value in stated.items() if name != "bin_size_um"}))
+    assert open_section(folder).calibration.mpp == pytest.approx(MPP)
+    factors.write_text(json.dumps({**stated, "bin_size_um": 16.0}))
+    with pytest.raises(SectionError, match="16 um by bin_size_um of its scalefactors, 8 um by its barcodes"):
+        open_section(folder)
+    factors.write_text(json.dumps(stated))
+    with pytest.raises(SectionError, match="8 um by its barcodes, 16 um by its name"):
+        open_section(folder.rename(tmp_path / "square_016um"))
+
+
+def test_outs_without_bins_and_cells_says_what_is_missing(tmp_path):
+    (tmp_path / "outs" / "spatial").mkdir(parents=True)
+    (tmp_path / "outs" / "feature_slice.h5").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "outs"):
+        with pytest.raises(SectionError, match="binned_outputs, or segmented_outputs, is missing"):
+            open_section(path)
 
 
 def test_sums_of_bins_do_not_wrap_around(hd_folder):

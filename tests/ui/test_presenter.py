@@ -553,6 +553,15 @@ def test_a_new_section_takes_the_place_of_the_old(presenter, viewer, tiny_folder
     assert len(presenter.state.results) == 1
 
 
+def test_a_section_that_is_opened_again_by_a_link_is_the_same_one(presenter, tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(tiny_folder)
+    asked = []
+    monkeypatch.setattr(type(presenter.state), "replacing", lambda _, same: asked.append(same))
+    presenter._replace(tmp_path / "link", lambda: None)
+    presenter._replace(tmp_path, lambda: None)
+    assert asked == [True, False]
+
+
 def test_the_form_goes_into_the_run(presenter, by_hand):
     selected(presenter, 2)
     presenter.state.request = presenter.state.request.model_copy(

@@ -167,7 +167,7 @@ def calibrate(
     return Calibration(
         None,
         "unknown",
-        "the section states no microns per pixel and its spots lie on no Visium lattice"
+        f"the section states no microns per pixel{'' if array_rc is None else ' and its spots lie on no Visium lattice'}"
         f"{unusable}; give the size of a full-resolution pixel with --mpp (mpp=...)",
     )
 

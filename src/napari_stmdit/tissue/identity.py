@@ -18,7 +18,7 @@ from .elements import fingerprint, is_fingerprint_of
 from .geometry import Affine, apply, compose, mean_scale
 from .spatialdata_store import SECTION_ATTRS, affines_of
 from .store_entries import StoredImage
-from .tables import annotated_circles, rows_of
+from .tables import annotated_circles, annotated_shapes, rows_of
 
 SMALL_FILE = 2**28
 """Maximum size of a slide file that is hashed as a whole, in about half a second; of a larger one the pixels are, where they are fewer."""
@@ -258,10 +258,10 @@ def find_section(section: Section, sdata: Any) -> StoreElements | None:
         Several sets of spots are the same, and the section was not opened from one of them.
     """
     root = Path("SpatialData") if sdata.path is None else Path(sdata.path)  # one in memory has no folder
-    found = [pair for pair in annotated_circles(sdata) if _same_places(section, _Circles.of(sdata, pair))]
-    opened = section.store
+    opened, pairs = section.store, annotated_circles(sdata)
     if opened is not None and opened.root.resolve() == root.resolve():
-        found = [pair for pair in found if pair == (opened.table, opened.spots)]
+        pairs = [pair for pair in annotated_shapes(sdata) if pair == (opened.table, opened.spots)]
+    found = [pair for pair in pairs if _same_places(section, _Circles.of(sdata, pair))]
     if len(found) > 1:
         total = float(section.spots.counts.sum(dtype=np.float64))
         ids = section.spots.ids.tolist()
@@ -290,7 +290,8 @@ class _Circles:
     def of(cls, sdata: Any, pair: tuple[str, str]) -> _Circles:
         table, circles = sdata.tables[pair[0]], sdata.shapes[pair[1]]
         rows = rows_of(table, pair[1]).obs
-        at = dict(zip(circles.index.tolist(), zip(circles.geometry.y, circles.geometry.x, strict=True), strict=True))
+        middles = circles.geometry.centroid  # spots may be stored as polygons
+        at = dict(zip(circles.index.tolist(), zip(middles.y, middles.x, strict=True), strict=True))
         instances = rows[table.uns["spatialdata_attrs"]["instance_key"]].tolist()
         listed = zip(rows.index.tolist(), instances, strict=True)
         places = {str(spot): np.array(at[one], dtype=np.float64) for spot, one in listed if one in at}

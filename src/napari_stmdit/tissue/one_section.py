@@ -105,6 +105,34 @@ def _same_barcode(ids: NDArray[np.str_]) -> tuple[str, str] | None:
     return None
 
 
+def bin_size_of(name: str) -> float | None:
+    """Return the side of a bin of Visium HD in microns, by its barcode; None where it is no bin's."""
+    found = _BIN.match(name)
+    return None if found is None else float(found[1])
+
+
+def one_bin_size(stated: Mapping[str, float | None], source: object) -> float | None:
+    """Return the side of bins in microns, None where nothing states it.
+
+    Parameters
+    ----------
+    stated
+        What states it, in words, and the size.
+    source
+        The folder or store, for the message.
+
+    Raises
+    ------
+    SectionError
+        Two statements differ.
+    """
+    sizes = {by: size for by, size in stated.items() if size is not None}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{size:g} um by {by}" for by, size in sizes.items())
+        raise SectionError(f"{source} has bins of {listed}, and bins have one size; put the files of one size together")
+    return next(iter(sizes.values()), None)
+
+
 def refuse_bins(spots: SpotTable, mpp: float | None, source: object) -> None:
     """Raise SectionError where the spots are bins of Visium HD, cells, or otherwise far smaller than a patch.
 
@@ -117,11 +145,11 @@ def refuse_bins(spots: SpotTable, mpp: float | None, source: object) -> None:
     source
         The store or folder, for the message.
     """
-    sizes = [found[1] for name in spots.ids[:10].tolist() if (found := _BIN.match(name))]
+    sizes = [size for name in spots.ids[:10].tolist() if (size := bin_size_of(name)) and size < MIN_PITCH_UM]
     instead = "for Visium HD give the Space Ranger folder binned_outputs, whose bins are summed to discs of 55 um"
     if len(sizes) == min(len(spots), 10) > 0:
         raise SectionError(
-            f"{source} holds bins of Visium HD ({spots.ids[0]}) in the place of spots; one of {sizes[0]} um cannot stand for a patch: {instead}"
+            f"{source} holds bins of Visium HD ({spots.ids[0]}) in the place of spots; one of {sizes[0]:g} um cannot stand for a patch: {instead}"
         )
     on_lattice = spots.array_rc is not None and fit_lattice(spots.array_rc, spots.yx) is not None
     if mpp is None or on_lattice or len(spots) < 2:

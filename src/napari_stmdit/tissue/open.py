@@ -25,7 +25,7 @@ from .public import missing_section, named_section
 from .remote import open_remote, url_of
 from .slide import PITCH_WITHIN, open_slide
 from .spaceranger import open_spaceranger
-from .visium_hd import CELLS, holds_cells, note_version, open_cells, open_visium_hd
+from .visium_hd import CELLS, holds_bins, holds_cells, note_version, open_cells, open_visium_hd
 from .xenium import EXPERIMENT, open_xenium
 from .zarr_codecs import damage_as_section_error
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 COARSEST_IMAGE = 1.5
 """Maximum ratio of the slide image's pixel size to the checkpoint's to synthesize from it."""
 
+_SLICE = "feature_slice.h5"
+"""File of Visium HD in ``outs``, beside the folders of bins and of cells."""
 _EXPECTED = (
     "a Space Ranger folder (with 'spatial' and filtered_feature_bc_matrix.h5), a Visium HD folder (binned_outputs or one of its "
     "square_* folders), a Xenium output folder (with experiment.xenium), a SpatialData .zarr, a .h5ad with its spots, or a plain H&E image"
@@ -303,7 +305,8 @@ def _existing(path: object) -> Path:
         return public
     if not found.exists() and not is_flat_sample(found):
         raise SectionError(f"there is no file or folder {found}; expected {_EXPECTED}")
-    return found
+    # the folder's own name and those above it tell what it is; a file keeps its name, which that of a cache may lack
+    return found.resolve() if found.is_dir() else found.parent.resolve() / found.name
 
 
 def _kind_in_memory(section: object) -> str | None:
@@ -350,11 +353,15 @@ def _read(path: Path, source: SectionSource) -> Section:
         path = path / "outs"
     if (path / EXPERIMENT).is_file():
         return open_xenium(path, given, source.mpp)
-    if _is_visium_hd(path):
+    if holds_bins(path):
         section = open_visium_hd(path, given, source.mpp)
         return note_version(section, section.path or path)
     if holds_cells(path):
         return open_cells(path, given, source.mpp)
+    if (path / _SLICE).is_file():
+        raise SectionError(
+            f"{path} has images of Visium HD ({_SLICE}) and no expression: binned_outputs, or segmented_outputs, is missing; put it there, or give its place"
+        )
     if (path / "spatial").is_dir():
         return open_spaceranger(path, given, source.mpp)
     if is_flat_sample(path) or flat_samples(path):
@@ -419,20 +426,6 @@ def _in_store(path: Path) -> bool:
     return any((p / name).is_file() for p in (path, *path.parents[:2]) for name in ("zarr.json", ".zgroup", ".zattrs"))
 
 
-def _is_visium_hd(path: Path) -> bool:
-    """Return whether a folder holds bins, or folders of bins; beside these, ``outs`` has only a ``spatial`` of images."""
-    if (path / "spatial").is_dir() and path.name.startswith("square_"):
-        return True
-    if (path / "spatial" / "tissue_positions.parquet").is_file():
-        return True
-    bins = [
-        *path.glob("square_*"),
-        *path.glob("binned_outputs/*"),
-        *(path.iterdir() if path.name == "binned_outputs" else ()),
-    ]
-    return any((p / "spatial").is_dir() for p in bins)
-
-
 def _about_file(path: Path) -> str:
     name = path.name.lower()
     if name.endswith(".cloupe"):
@@ -449,7 +442,7 @@ def _about_file(path: Path) -> str:
 
 
 _SAMPLES = {"breast": "sample_section", "colon": "sample_colon"}
-_DATA = Path(__file__).parent.parent / "data"
+_DATA = Path(__file__).resolve().parent.parent / "data"
 
 
 def sample_folder(tissue: str = "breast") -> Path:

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..text import counted
 from ..types import Calibration, SpotTable
 from .counts import MAX_COUNTS, CountMatrix, fault_of_counts
-from .geometry import VISIUM_PITCH_UM, check_positions
+from .geometry import MAX_PX, VISIUM_PITCH_UM, check_positions
+from .one_section import MIN_PITCH_UM
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +33,13 @@ _MIN_COVERED = 0.5
 
 
 def aggregate(
-    bins: SpotTable, calibration: Calibration, bin_um: float | None, areas: NDArray[np.float64] | None = None
+    bins: SpotTable,
+    calibration: Calibration,
+    bin_um: float | None,
+    areas: NDArray[np.float64] | None = None,
+    empty: NDArray[np.float64] | None = None,
 ) -> tuple[SpotTable, list[str]]:
-    """Sum bins, or cells, into discs of 55 um on a hexagonal grid of 100 um.
+    """Sum bins, or cells, into discs of 55 um on a hexagonal grid of 100 um; bins of `MIN_PITCH_UM` and more are spots as they are.
 
     One bin of 2 to 16 um cannot stand for a patch of 128 to 176 um. A disc counts if bins on tissue cover half of it; in a
     table of so few bins that no disc is, if it has any bin. Of cells, whose outlines leave gaps, three must have their centre in a disc.
@@ -48,6 +54,8 @@ def aggregate(
         Side of a bin; None for cells.
     areas
         (n,) areas of cells in square microns.
+    empty
+        (m, 2) centres of the bins on tissue that have no row of counts: filters drop them, and they cover a disc as the others do.
 
     Returns
     -------
@@ -57,17 +65,23 @@ def aggregate(
     """
     from scipy.sparse import csr_matrix
 
+    if bin_um is not None and bin_um >= MIN_PITCH_UM:
+        return bins, [f"bins of {bin_um:g} um are spots as they are, and not summed"]
     mpp = calibration.mpp
+    noun = "cells" if bin_um is None else "bins"
     if mpp is None:
-        raise SectionError(f"bins cannot be brought together to spots without a scale: {calibration.detail}")
+        raise SectionError(f"{noun} cannot be brought together to spots without a scale: {calibration.detail}")
     middle = np.median(bins.yx, axis=0)
     anchor = bins.yx[np.argmin(((bins.yx - middle) ** 2).sum(axis=1))]
-    rc, distance = _nearest_centre((bins.yx - anchor) * mpp)
+    yx = bins.yx if empty is None else np.concatenate([bins.yx, empty[(np.abs(empty) < MAX_PX).all(axis=1)]])
+    rc, distance = _nearest_centre((yx - anchor) * mpp)
     inside = np.flatnonzero(distance <= DISC_UM / 2)
     discs, disc_of = np.unique(rc[inside], axis=0, return_inverse=True)
     disc_of = disc_of.ravel()
+    filled = np.bincount(disc_of, minlength=len(discs)) >= (MIN_CELLS if bin_um is None else _half_disc(bin_um))
+    disc_of, inside = disc_of[inside < len(bins)], inside[inside < len(bins)]
     members = np.bincount(disc_of, minlength=len(discs))
-    covered = members >= (MIN_CELLS if bin_um is None else _MIN_COVERED * _full_disc(bin_um))
+    covered = filled & (members > 0)
     keep = np.flatnonzero(covered if covered.any() else members > 0)
     kind = bins.counts.dtype
     if (
@@ -88,11 +102,11 @@ def aggregate(
         counts=csr_matrix(belongs[keep] @ bins.counts),
         genes=bins.genes,
         array_rc=discs,
-        obs={"cells" if bin_um is None else "bins": members[keep], **_carried(bins, belongs[keep])},
+        obs={noun: members[keep], **_carried(bins, belongs[keep])},
     )
     fault = fault_of_counts(spots.counts)
     if fault is not None:
-        raise SectionError(f"bins cannot be summed to spots: a sum is {fault}, more than any spot has")
+        raise SectionError(f"{noun} cannot be summed to spots: a sum is {fault}, more than any spot has")
     if bin_um is None:
         size = "" if areas is None else f" of {np.median(areas):.3g} um2 (median)"
         note = f"{len(bins)} cells{size} were summed into {len(spots)} pseudo-spots: discs of {DISC_UM:g} um on a hexagonal grid of {VISIUM_PITCH_UM:g} um"
@@ -105,21 +119,28 @@ def aggregate(
         f"of {VISIUM_PITCH_UM:g} um; {np.median(members[keep]):g} bins in each (median)"
     )
     if not covered.any():
-        note += f". No disc is covered by half, which would take {_full_disc(bin_um) / 2:.0f} bins"
+        note += f". No disc is covered by half, which would take {_half_disc(bin_um):.0f} bins"
+    elif left := int(np.count_nonzero(members)) - len(spots):
+        note += f"; left out: {counted(left, 'disc')} of which bins cover less than half"
     return spots, [note]
 
 
 def _carried(bins: SpotTable, belongs: csr_matrix) -> dict[str, NDArray[Any]]:
-    """Return the mean shares of the members of each disc, and their most frequent cluster; empty text where none has one."""
+    """Return the mean shares of the members of each disc, and their most frequent cluster; empty text where none has one.
+
+    Shares that are text are no numbers to take a mean of, and stay behind.
+    """
     members = np.asarray(belongs.sum(axis=1), dtype=np.float64).ravel()
     carried: dict[str, NDArray[Any]] = {
-        name: np.asarray(belongs @ bins.obs[name]).ravel() / members for name in SHARES if name in bins.obs
+        name: np.asarray(belongs @ bins.obs[name]).ravel() / members
+        for name in SHARES
+        if name in bins.obs and bins.obs[name].dtype.kind == "f"
     }
     if CLUSTERS not in bins.obs:
         return carried
     names, which = np.unique(bins.obs[CLUSTERS], return_inverse=True)
     votes = np.stack([np.asarray(belongs @ (which == k)).ravel() for k in range(len(names))], axis=1)
-    votes[:, names == ""] = 0  # members without a cluster do not vote
+    votes[:, np.isin(names, ("", "nan"))] = 0  # members without a cluster do not vote
     return {CLUSTERS: np.where(votes.any(axis=1), names[votes.argmax(axis=1)], ""), **carried}
 
 
@@ -163,8 +184,9 @@ def sum_cells(
     return spots, notes
 
 
-def _full_disc(bin_um: float) -> float:
-    return math.pi * (DISC_UM / 2) ** 2 / bin_um**2
+def _half_disc(bin_um: float) -> float:
+    """Return how many bins cover half of a disc; one wider than its radius may be the only one with its centre in it."""
+    return 1 if bin_um > DISC_UM / 2 else _MIN_COVERED * math.pi * (DISC_UM / 2) ** 2 / bin_um**2
 
 
 def _nearest_centre(microns: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _MAX_LINE, _MAX_COLUMNS = 2**21, 100
 POSITION_FILES = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
-_GIVEN_SCALE = re.compile(r"^\s*image_scale\s*=\s*([0-9.]+(?:e-?[0-9]+)?),?\s*$", re.MULTILINE)
+_GIVEN_SCALE = re.compile(r"^\s*image_scale\s*=\s*((?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?),?\s*$", re.MULTILINE)
 _MIN_FACTOR = 1e-4
 _MAX_INDEX = 2**31
 _SAME_PLACE_PX = 1.0
@@ -104,8 +104,7 @@ def open_spaceranger(
     refuse_libraries(spots.ids, {}, spots.array_rc, str(path))
     refuse_bins(spots, calibration.mpp, path)
     name = section_name(path)
-    places = [path, path.parent] if path.name.startswith("outs") else [path]
-    places += [] if beside is None else [beside]
+    places = [*slide_places(path), *([] if beside is None else [beside])]
     image, image_notes = choose_image(path, scalefactors, spots.yx, fullres, places, calibration)
     synthetic, synthetic_notes = synthetic_marker(path)
     return Section(
@@ -143,7 +142,7 @@ def read_scalefactors(path: Path) -> dict[str, Any]:
 
 def _image_scale(path: Path) -> float | None:
     """Return the microns per pixel that Space Ranger 4 was given for the microscope image, by the ``_invocation`` above ``outs``."""
-    for folder in (path, *path.resolve().parents[:3]):
+    for folder in (path, *path.parents[:3]):
         try:
             found = _GIVEN_SCALE.search(read_text(folder / "_invocation", most_mb=1))
         except BadFile:
@@ -352,6 +351,11 @@ def _first(values: NDArray[np.str_]) -> str:
 # ------------------------------------------------------------------------------------------------- images
 
 
+def slide_places(path: Path) -> list[Path]:
+    """Return where the slide of a folder may lie: in it, and above one that is called outs."""
+    return [path, path.parent] if path.name.startswith("outs") else [path]
+
+
 def choose_image(
     path: Path,
     scalefactors: Mapping[str, Any],
@@ -508,11 +512,14 @@ def _search_fullres(
     """Return the one image in these folders with the size and appearance of the slide; unusable files are notes."""
     if expected is None:
         return None, ["no hires or lowres image to tell the full-resolution image by; give it with --fullres"]
-    files = [
-        f for place in places for f in sorted(place.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
-    ]
+    files = {  # a file once, though two places are one folder, or one name is a link to the other
+        f.resolve(): f
+        for place in places
+        for f in sorted(place.iterdir())
+        if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()
+    }
     fitting, notes = [], []
-    for file in files:
+    for file in files.values():
         try:
             if not _fits(image_size(file), expected):
                 continue

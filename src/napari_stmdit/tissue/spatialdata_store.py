@@ -38,7 +38,7 @@ from .geometry import (
 )
 from .images import EXPECTED, Samples, as_rgb, resolve_fullres, samples_of_channels, with_overview
 from .one_section import refuse_bins
-from .original_slide import Original, find_original, unlike
+from .original_slide import ALIKE_UNASKED, Original, find_original, unlike
 from .pseudo_spots import aggregate
 from .slide_scale import refuse_stretched, stated_mpp
 from .spaceranger import open_fullres, section_label
@@ -190,21 +190,22 @@ def section_of(
     spots = rows.table(apply(inverse, rows.yx), mean_scale(inverse))
     calibration = _calibration(own, rows, spots.yx, mean_scale(frame.to_spots), mpp)
     remarks: list[str] = []
-    if rows.is_small:
+    if bins_or_cells := rows.bin_um is not None or rows.is_small:
         areas = None if rows.areas is None else rows.areas * (mean_scale(inverse) * (calibration.mpp or 0)) ** 2
-        spots, remarks = aggregate(spots, calibration, rows.bin_um, areas)
+        empty = None if rows.empty is None else apply(inverse, rows.empty)
+        spots, remarks = aggregate(spots, calibration, rows.bin_um, areas, empty)
     elif not own:  # ours hold spots, on a grid that may be narrow
         refuse_bins(spots, calibration.mpp, name)
     section = Section(
         name=str(own.get("name") or section_label(rows.circles_name if root is None else root.stem)),
         path=root,
-        kind="xenium" if rows.unit_um is not None else "visium_hd" if rows.is_small else "spatialdata",
+        kind="xenium" if rows.unit_um is not None else "visium_hd" if bins_or_cells else "spatialdata",
         spots=spots,
         image=frame.image,
         calibration=calibration,
         coordinate_systems={name: compose(affine, frame.to_spots) for name, affine in spots_to.items()},
         synthetic=bool(own.get("synthetic", False)),
-        notes=(*map(str, own.get("notes", ())), *rows.notes, *remarks, *notes),
+        notes=tuple(dict.fromkeys((*map(str, own.get("notes", ())), *rows.notes, *remarks, *notes))),
         expression=expression,
         image_fault=frame.fault,
         store=None if root is None or rows.is_small else StoreElements(root, rows.circles_name, rows.table_name),
@@ -435,7 +436,7 @@ def _choose(
     spots_to: Mapping[str, Affine],
     coordinate_system: str | None,
 ) -> tuple[_Candidate | None, list[str]]:
-    """Return the slide and the names of other images: the one wanted, else the finest of those that picture the same area."""
+    """Return the slide and the names of other images: the one wanted, else the finest of those that picture the same area alike."""
     if wanted is not None:
         for candidate in candidates:
             if candidate.name == wanted:
@@ -444,18 +445,28 @@ def _choose(
                 return candidate, []
         raise SectionError(f"image {wanted} is no 8-bit colour image, or a result; it cannot be the slide")
     placed = _placed(candidates, rows, spots_to, coordinate_system)
-    others = [c.name for c in candidates if c.name not in {p[2].name for p in placed}]
     if not placed:
-        return None, others
+        return None, [c.name for c in candidates]
     scale, footprint, slide = placed[0]
-    for other_scale, other_footprint, _ in placed[1:]:
+    for other_scale, other_footprint, other in placed[1:]:
         away = np.abs(other_footprint - footprint).max() > _SAME_FOOTPRINT * np.ptp(footprint, axis=0).max()
-        if away or other_scale < 1.01 * scale:
+        fault = "" if away or other_scale < 1.01 * scale else _unlike(slide, other)
+        if fault is not None:
             names = ", ".join(c.name for _, _, c in placed)
             raise SectionError(
-                f"the store holds several images that may be the slide ({names}); choose one with --fullres NAME (fullres=NAME)"
+                f"the store holds several images that may be the slide ({names}){fault}; choose one with --fullres NAME (fullres=NAME)"
             )
-    return slide, others
+    return slide, [c.name for c in candidates if c is not slide]
+
+
+def _unlike(slide: _Candidate, other: _Candidate) -> str | None:
+    """Return how the finest image differs from another of the same area, if it does: an overlay or another stain may be finer."""
+    finest, coarser = (SlideImage(image.levels, 1.0, image.name) for image in (slide, other))
+    try:
+        found = unlike(finest, coarser, ALIKE_UNASKED)
+    except SectionError:  # pixels that cannot be read are told of where they are looked at
+        return None
+    return None if found is None else f": {slide.name}, the finest, {found}"
 
 
 def _placed(
@@ -515,7 +526,8 @@ def _frame(slide: _Candidate, spots_to: Mapping[str, Affine], wanted: str | None
     shared = _shared_systems(slide, spots_to, wanted)
     relations = [compose(np.linalg.inv(spots_to[s]), slide.systems[s]) for s in shared]
     corners = [_footprint(slide, relation) for relation in relations]
-    if any(np.abs(corner - corners[0]).max() > max(1.0, mean_scale(relations[0])) for corner in corners[1:]):
+    pixel = mean_scale(relations[0])  # in the spots' units, which may be millimetres
+    if any(np.abs(corner - corners[0]).max() > pixel for corner in corners[1:]):
         raise SectionError(
             f"spots and image {slide.name} lie differently in the coordinate systems {', '.join(shared)}; choose one with "
             "open_section(..., coordinate_system=NAME)"

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SectionError
+from ..files import is_number
 from ..types import Genes, Outlines, SpotTable
 from .counts import EXPRESSION_FEATURE, are_controls, canonical, fault_of_counts, note_empty, refuse_twice
-from .geometry import Affine, swap_axes
-from .one_section import refuse_libraries
-from .pseudo_spots import outlines_of
+from .geometry import Affine, apply, fit_lattice, swap_axes
+from .one_section import MIN_PITCH_UM, bin_size_of, one_bin_size, refuse_libraries
+from .pseudo_spots import CLUSTERS, DISC_UM, SHARES, outlines_of
 from .spaceranger import one_number, whole_numbers
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ _LAYER = "counts"
 _KIND_COLUMNS = ("feature_types", "feature_type", "feature_biotype")
 _OTHER_KINDS = ("Antibody Capture", "CRISPR Guide Capture", "Multiplexing Capture", "Antigen Capture", "Custom")
 _SPIKE_IN = "spike-in"
-_BIN_NAME = re.compile(r"^s_0*(\d+)um_\d+_\d+")
 _SQUARE_TABLE = re.compile(r"square_0*(\d+)um")
 _PREFERRED_BINS = (8.0, 16.0, 2.0)
 _XENIUM_COLUMNS = {"cell_id", "cell_area", "transcript_counts"}
 """Columns of the table that spatialdata-io makes of Xenium."""
 _XENIUM_CELLS = "cell_boundaries"
 _SAME_AREA = 0.05
+_LABELS, _RELABELED = "_labels", "relabeled_"
+"""What spatialdata adds to the names of bins that it draws into a label image, and to the column with their ids in it."""
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "feature_id")
 
 
@@ -63,6 +65,8 @@ class SpotRows:
         Further columns, each (n,): numbers as float, everything else as text.
     bin_um
         Side of a bin of Visium HD; None where they are none.
+    empty
+        (m, 2) centres of the bins that the table has no row of, if there are any.
     areas
         (n,) areas of cells and nuclei, in square units of their shapes; None where they are none.
     unit_um
@@ -83,6 +87,7 @@ class SpotRows:
     notes: tuple[str, ...] = ()
     obs: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     bin_um: float | None = None
+    empty: NDArray[np.float64] | None = None
     areas: NDArray[np.float64] | None = None
     unit_um: float | None = None
     outlines: Outlines | None = None
@@ -90,7 +95,7 @@ class SpotRows:
     @property
     def is_small(self) -> bool:
         """Whether they are bins of Visium HD or cells, to be summed to spots."""
-        return self.bin_um is not None or self.areas is not None
+        return self.areas is not None or (self.bin_um is not None and self.bin_um < MIN_PITCH_UM)
 
     def table(self, yx: NDArray[np.float64], scale: float) -> SpotTable:
         """Return them at other positions, their circles scaled."""
@@ -128,7 +133,6 @@ def spot_rows(
         There are none, or several.
     """
     pairs = annotated_circles(sdata)
-    passed: list[tuple[str, str]] = []
     if chosen is not None or not pairs or all(_bin_of(sdata, pair) is not None for pair in pairs):
         pairs = annotated_circles(sdata) + annotated_polygons(sdata)
     if chosen is not None:
@@ -141,6 +145,8 @@ def spot_rows(
         )
     if chosen is None:
         pairs, passed = _preferred(sdata, pairs)
+        # bins and cells of one section lie on each other; of those of another one none is the better choice
+        pairs = pairs + [pair for pair in passed if not _lies_with(sdata, pairs[0][1], pair[1], affines_of)]
     if len(pairs) > 1:
         listed = ", ".join(f"shapes/{shapes} (tables/{table})" for table, shapes in pairs)
         place = Path(str(sdata.path or "STORE.zarr")).name
@@ -150,29 +156,41 @@ def spot_rows(
         )
     table, shapes = pairs[0]
     element = sdata.shapes[shapes]
-    rows = _read(_of_shapes(sdata.tables[table], shapes), element, table, shapes, predicted)
-    rows = replace(rows, bin_um=_bin_of(sdata, pairs[0]))
-    if passed:
-        rows = replace(rows, notes=(f"{shapes} is used, not {', '.join(name for _, name in passed)}", *rows.notes))
+    rows = _read(_of_shapes(sdata.tables[table], shapes), element, table, shapes, predicted, _bin_of(sdata, pairs[0]))
     if rows.bin_um is not None:
-        rows = replace(rows, areas=None)
-    elif "radius" not in element.columns:
+        said = rows.scalefactors.get("bin_size_um")
+        stated = {"its barcodes or the table's name": rows.bin_um, "bin_size_um of its scalefactors": said}
+        one_bin_size({by: size for by, size in stated.items() if is_number(size)}, f"the table {table} of {shapes}")
+    if chosen is None:
+        others = dict.fromkeys(name for _, name in annotated_shapes(sdata) if name != shapes)
+        left = [f"{shapes} is used, not {', '.join(others)}"] if others else []
+        rows = replace(rows, notes=(*left, *_of_labels(sdata), *rows.notes))
+    if rows.areas is not None and not _are_circles(element):
         rows = replace(rows, outlines=Outlines(lambda: outlines_of(element.geometry.to_numpy())))
     return rows, affines_of(element)
 
 
+def _are_circles(shapes: Any) -> bool:
+    """Return whether shapes are circles, by the first; polygons that were made of circles keep the column of their radius."""
+    import shapely
+
+    return (
+        "radius" in shapes.columns and len(shapes) > 0 and shapely.get_type_id(shapes.geometry.iloc[0]) == 0
+    )  # a point
+
+
 def annotated_polygons(sdata: Any) -> list[tuple[str, str]]:
     """Return the names of each table of a store with those of the polygons that it annotates: HD bins as squares, cells, nuclei."""
-    return [(table, name) for table, name in _annotated(sdata) if "radius" not in sdata.shapes[name].columns]
+    return [(table, name) for table, name in annotated_shapes(sdata) if not _are_circles(sdata.shapes[name])]
 
 
 def _bin_of(sdata: Any, pair: tuple[str, str]) -> float | None:
     """Return the side of a table's bins in microns, by their barcodes or else the table's name; None where they are no bins."""
     table = sdata.tables[pair[0]]
-    some = [_BIN_NAME.match(name) for name in table.obs_names[:10].tolist()]
+    some = [bin_size_of(name) for name in table.obs_names[:10].tolist()]
     if some and all(some):
-        return float(some[0][1])  # type: ignore[index] # all matched
-    square = "radius" not in sdata.shapes[pair[1]].columns and _SQUARE_TABLE.search(pair[0])
+        return some[0]
+    square = not _are_circles(sdata.shapes[pair[1]]) and _SQUARE_TABLE.search(pair[0])
     return float(square[1]) if square else None
 
 
@@ -191,20 +209,65 @@ def _preferred(sdata: Any, pairs: list[tuple[str, str]]) -> tuple[list[tuple[str
     return [p for p in pairs if rank(p) == best], [p for p in pairs if rank(p) != best]
 
 
+def _lies_with(sdata: Any, one: str, other: str, affines_of: Callable[[Any], dict[str, Affine]]) -> bool:
+    """Return whether two sets of shapes lie on each other in a shared coordinate system: the middle of one within the other."""
+    boxes = []
+    try:
+        systems = [affines_of(sdata.shapes[name]) for name in (one, other)]
+    except SectionError:  # nothing says how they lie
+        return False
+    shared = next((system for system in systems[0] if system in systems[1]), None)
+    if shared is None:
+        return False
+    for name, affines in zip((one, other), systems, strict=True):
+        left, top, right, bottom = sdata.shapes[name].total_bounds
+        corners = apply(affines[shared], [(top, left), (top, right), (bottom, left), (bottom, right)])
+        boxes.append((corners.min(axis=0), corners.max(axis=0)))
+    (low, high), (low_2, high_2) = boxes
+    middle, middle_2 = (low + high) / 2, (low_2 + high_2) / 2
+    apart = ((middle_2 < low) | (middle_2 > high)).any() and ((middle < low_2) | (middle > high_2)).any()
+    return not apart
+
+
 def annotated_circles(sdata: Any) -> list[tuple[str, str]]:
     """Return the names of each table of a store with those of the circles that it annotates."""
-    return [(table, name) for table, name in _annotated(sdata) if "radius" in sdata.shapes[name].columns]
+    return [(table, name) for table, name in annotated_shapes(sdata) if _are_circles(sdata.shapes[name])]
 
 
-def _annotated(sdata: Any) -> list[tuple[str, str]]:
+def annotated_shapes(sdata: Any) -> list[tuple[str, str]]:
+    """Return the names of each table of a store with those of the shapes that it annotates, or whose label image it does."""
     pairs = []
     for name, table in sdata.tables.items():
-        region = (table.uns.get("spatialdata_attrs") or {}).get("region")
-        regions = [region] if isinstance(region, str) else list(region if region is not None else [])
-        pairs += [(str(name), str(r)) for r in regions if r in sdata.shapes]
+        regions = _regions(table)
+        pairs += [(str(name), r) for r in regions if r in sdata.shapes]
+        shapes = [r.removesuffix(_LABELS) for r in regions if r.endswith(_LABELS) and r not in sdata.shapes]
+        pairs += [(str(name), r) for r in shapes if r in sdata.shapes and _key_of_shapes(table, sdata.shapes[r].index)]
         if not set(regions) & set(sdata.shapes) and _is_xenium(table) and _XENIUM_CELLS in sdata.shapes:
             pairs.append((str(name), _XENIUM_CELLS))
     return pairs
+
+
+def _regions(table: Any) -> list[str]:
+    region = (table.uns.get("spatialdata_attrs") or {}).get("region")
+    return [region] if isinstance(region, str) else [str(r) for r in (region if region is not None else ())]
+
+
+def _key_of_shapes(table: Any, index: Any) -> str | None:
+    """Return the column of a table of labels that names the shapes behind them; spatialdata keeps it beside that of the labels."""
+    attrs = table.uns["spatialdata_attrs"]
+    key = str(attrs["instance_key"]).removeprefix(_RELABELED)
+    return key if key in table.obs and table.obs[key].isin(index).all() else None
+
+
+def _of_labels(sdata: Any) -> list[str]:
+    """Return which tables annotate label images without shapes."""
+    known = {table for table, _ in annotated_shapes(sdata)}
+    labels = {name: [r for r in _regions(table) if r in sdata.labels] for name, table in sdata.tables.items()}
+    return [
+        f"tables/{name} annotates the labels {', '.join(regions)}, which are not read"
+        for name, regions in labels.items()
+        if regions and name not in known
+    ]
 
 
 def _is_xenium(table: Any) -> bool:
@@ -212,18 +275,21 @@ def _is_xenium(table: Any) -> bool:
 
 
 def _of_shapes(table: Any, shapes: str) -> Any:
-    """Return the table for shapes of cells; that of Xenium annotates a label image of the cells, not their outlines."""
+    """Return the table for shapes; it may annotate a label image of the bins, or as that of Xenium of the cells, not their outlines."""
     attrs = table.uns["spatialdata_attrs"]
-    if (table.obs[attrs["region_key"]].astype(str) == shapes).any() or not _is_xenium(table):
+    if shapes in _regions(table):
         return table
-    other = table.copy()
+    key = "cell_id" if _is_xenium(table) else str(attrs["instance_key"]).removeprefix(_RELABELED)
+    other = (table if _is_xenium(table) else rows_of(table, shapes + _LABELS)).copy()
     other.obs[attrs["region_key"]] = shapes
-    other.uns["spatialdata_attrs"] = {**attrs, "region": shapes, "instance_key": "cell_id"}
+    other.uns["spatialdata_attrs"] = {**attrs, "region": shapes, "instance_key": key}
     return other
 
 
 def _what_it_has(sdata: Any) -> str:
-    return f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}"
+    return "; ".join(
+        (f"it has the shapes {sorted(sdata.shapes)} and the tables {sorted(sdata.tables)}", *_of_labels(sdata))
+    )
 
 
 def rows_of(table: Any, circles: str) -> Any:
@@ -232,9 +298,11 @@ def rows_of(table: Any, circles: str) -> Any:
     return table[(table.obs[key].astype(str) == circles).to_numpy()]
 
 
-def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) -> SpotRows:
+def _read(
+    table: Any, shapes: Any, table_name: str, name: str, predicted: bool, bin_um: float | None = None
+) -> SpotRows:
     attrs = table.uns["spatialdata_attrs"]
-    rows = rows_of(table, name)
+    rows = every = rows_of(table, name)
     notes = []
     if "in_tissue" in rows.obs:
         on_tissue = whole_numbers(rows.obs["in_tissue"], "in_tissue", f"the table of {name}") > 0
@@ -258,7 +326,7 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
     ids = rows.obs_names.to_numpy(dtype=np.str_)
     refuse_twice(ids, f"the table of {name}")
     areas = unit_um = None
-    if "radius" in shapes.columns:
+    if _are_circles(shapes):
         yx, radius = _circles(shapes.iloc[at], name)
         if _is_xenium(rows):
             areas = np.pi * shapes["radius"].to_numpy(dtype=np.float64)[at] ** 2
@@ -275,6 +343,14 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
     if {"array_row", "array_col"} <= set(rows.obs.columns):
         columns = [whole_numbers(rows.obs[c], c, f"the table of {name}") for c in ("array_row", "array_col")]
         array_rc = np.stack(columns, axis=1)
+        # outlines of Visium spots; in microns by their size, as the lattice is known in these, whatever the unit of the shapes
+        if areas is not None and fit_lattice(array_rc, yx * (DISC_UM / 2 / radius)) is not None:
+            areas = None
+    empty = None
+    if bin_um is not None:
+        areas = None
+        middles = shapes.geometry[~shapes.index.isin(every.obs[attrs["instance_key"]])].centroid
+        empty = np.stack([middles.y.to_numpy(), middles.x.to_numpy()], axis=1) if len(middles) else None
     obs = obs_columns(rows.obs, {attrs["region_key"], attrs["instance_key"], "in_tissue", "array_row", "array_col"})
     refuse_libraries(ids, obs, array_rc, f"the table of {name}")
     return SpotRows(
@@ -289,13 +365,18 @@ def _read(table: Any, shapes: Any, table_name: str, name: str, predicted: bool) 
         _scalefactors(rows.uns),
         (*notes, *remarks),
         obs,
-        areas=areas,
-        unit_um=unit_um,
+        bin_um,
+        empty,
+        areas,
+        unit_um,
     )
 
 
 def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
-    """Return a table's further columns; missing values become NaN, or an empty text."""
+    """Return a table's further columns; missing values become NaN, or an empty text.
+
+    `SHARES` that are true or false are numbers, and clusters are text, numbered as 10x's folders have them.
+    """
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     columns: dict[str, NDArray[Any]] = {}
@@ -303,7 +384,9 @@ def obs_columns(obs: Any, known: set[str]) -> dict[str, NDArray[Any]]:
         if name in known:
             continue
         values = obs[name]
-        if is_numeric_dtype(values) and not is_bool_dtype(values):
+        if name == CLUSTERS:
+            values = values.astype(object).map(lambda one: f"{one:g}" if is_number(one) else one, na_action="ignore")
+        if is_numeric_dtype(values) and (name in SHARES or not is_bool_dtype(values)):
             columns[str(name)] = values.to_numpy(dtype=np.float64, na_value=np.nan)
         else:
             columns[str(name)] = values.astype(object).where(values.notna(), "").astype(str).to_numpy(dtype=np.str_)

@@ -16,6 +16,7 @@ from ..text import shorten
 from ..types import Outlines, Section
 from .counts import find_counts, read_counts
 from .geometry import VISIUM_PITCH_UM, calibrate
+from .one_section import bin_size_of, one_bin_size
 from .pseudo_spots import SHARES, aggregate, outlines_of, sum_cells
 from .spaceranger import (
     choose_image,
@@ -25,6 +26,7 @@ from .spaceranger import (
     read_positions,
     read_scalefactors,
     section_name,
+    slide_places,
     spot_diameter,
     synthetic_marker,
 )
@@ -60,7 +62,7 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     folder, notes = _bins_folder(path)
     scalefactors = read_scalefactors(folder)
     positions = read_positions(folder)
-    bin_um = _bin_size(folder, scalefactors.get("bin_size_um"))
+    bin_um = _bin_size(folder, scalefactors.get("bin_size_um"), "".join(positions.barcodes[:1]))
     calibration = calibrate(scalefactors, positions.yx, positions.array_rc, mpp, bin_um)
     matrix = read_counts(find_counts(folder))
     bins, bin_notes = join(positions, matrix, spot_diameter(scalefactors, folder), "bins")
@@ -68,8 +70,9 @@ def open_visium_hd(path: Path, fullres: Path | None = None, mpp: float | None = 
     bins = replace(
         bins, obs={**clusters_of(folder, bins.ids), **_shares_in_cells(root / _MAPPINGS, folder.name, bins.ids)}
     )
-    spots, aggregated = aggregate(bins, calibration, bin_um)
-    places = [folder, folder.parent, root]
+    empty = positions.yx[positions.in_tissue & ~np.isin(positions.barcodes, bins.ids)]
+    spots, aggregated = aggregate(bins, calibration, bin_um, empty=empty)
+    places = [folder, folder.parent, *slide_places(root)]
     image, image_notes = choose_image(folder, scalefactors, bins.yx, fullres, places, calibration)
     name = f"{section_name(root)}_{folder.name}"
     synthetic, synthetic_notes = synthetic_marker(folder)
@@ -119,19 +122,61 @@ def _shares_in_cells(file: Path, bins: str, ids: NDArray[np.str_]) -> dict[str, 
     return {name: shares[f"{name}_mean"].to_numpy(dtype=np.float64) for name in SHARES}
 
 
-def _bin_size(folder: Path, stated: object) -> float:
-    if stated is not None:
-        if not is_number(stated) or not 0 < stated < VISIUM_PITCH_UM:
-            raise SectionError(
-                f"{folder}: bin_size_um of the scalefactors is {shorten(repr(stated))}; expected microns, 2, 8 or 16 as a rule"
-            )
-        return float(stated)
-    match = _SQUARE.match(folder.name)
-    if match is None:
+def _bin_size(folder: Path, stated: object, barcode: str) -> float:
+    if stated is not None and (not is_number(stated) or not 0 < stated <= VISIUM_PITCH_UM):
+        raise SectionError(
+            f"{folder}: bin_size_um of the scalefactors is {shorten(repr(stated))}; expected microns, 2, 8 or 16 as a rule"
+        )
+    named = _SQUARE.match(folder.name)
+    sizes = {
+        "bin_size_um of its scalefactors": float(stated) if is_number(stated) else None,
+        "its barcodes": bin_size_of(barcode),
+        "its name": None if named is None else float(named[1]),
+    }
+    size = one_bin_size(sizes, folder)
+    if size is None:
         raise SectionError(
             f"{folder}: the size of its bins is unknown; expected bin_size_um in the scalefactors or a folder named square_008um"
         )
-    return float(match.group(1))
+    return size
+
+
+def holds_bins(path: Path) -> bool:
+    """Return whether a folder holds bins, or folders of bins; beside these, ``outs`` has only a ``spatial`` of images."""
+    if (path / "spatial").is_dir() and path.name.startswith("square_"):
+        return True
+    if _are_bins(path):
+        return True
+    bins = [
+        *path.glob("square_*"),
+        *path.glob(f"{_BINNED}/*"),
+        *(path.iterdir() if path.name == _BINNED else ()),
+    ]
+    return any((p / "spatial").is_dir() for p in bins)
+
+
+def _are_bins(path: Path) -> bool:
+    """Return whether the positions of a folder are those of bins; a Visium section's may be in a .parquet, too."""
+    file = path / "spatial" / "tissue_positions.parquet"
+    if not file.is_file():
+        return False
+    if bin_size_of(_first_barcode(file)) is not None:
+        return True
+    try:
+        return read_scalefactors(path).get("bin_size_um") is not None
+    except SectionError:
+        return False
+
+
+def _first_barcode(file: Path) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            return str(next(table.iter_batches(1, columns=["barcode"]))["barcode"][0])
+    except (OSError, ValueError, LookupError, StopIteration, pa.ArrowException):
+        return ""  # `read_positions` tells of it
 
 
 CELLS = "segmented_outputs"
@@ -173,9 +218,8 @@ def open_cells(path: Path, fullres: Path | None = None, mpp: float | None = None
     calibration = calibrate(scalefactors, middles, None, mpp)
     cells["area"] *= (calibration.mpp or 0) ** 2
     spots, notes = sum_cells(matrix, cells, calibration, clusters_of(folder, matrix.barcodes))
-    image, image_notes = choose_image(
-        folder, scalefactors, middles, fullres, [folder, folder.parent, folder.parent.parent], calibration
-    )
+    places = [folder, *slide_places(folder.parent)]
+    image, image_notes = choose_image(folder, scalefactors, middles, fullres, places, calibration)
     name = f"{section_name(folder.parent)}_cells"
     return Section(
         name=name,

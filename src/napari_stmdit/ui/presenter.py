@@ -179,7 +179,8 @@ class Presenter:
     ) -> None:
         """Replace the section by that at a path; ask first if that ends a run or puts away unsaved work."""
         section = self.state.section
-        same = same or (section is not None and path is not None and section.path == path)
+        if section is not None and section.path is not None and path is not None:
+            same = same or section.path.resolve() == path.resolve()  # a section's is where the given one leads to
         if words := self.state.replacing(same):
             self.ask(words, go_on, stay)
         else:
