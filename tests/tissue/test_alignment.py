@@ -149,7 +149,7 @@ def test_the_section_is_opened_as_it_is_asked_to_lie(sample):
     turned = open_section(sample.path, orientation="mirror-x")
     width = sample.image.shape[1] * sample.image.pixel_size
     np.testing.assert_allclose(turned.spots.yx[:, 1], width - sample.spots.yx[:, 1])
-    with pytest.raises(SectionError, match=r"orientation is 'sideways'; expected one of as-given, mirror-x"):
+    with pytest.raises(SectionError, match=r"orientation is 'sideways': Input should be 'as-given', 'mirror-x'"):
         open_section(sample.path, orientation="sideways")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
@@ -71,18 +71,6 @@ def _tissue_fraction(value: object) -> object:
     return value
 
 
-def _predicted_units(value: object) -> object:
-    if value not in get_args(PredictedUnits):
-        raise ValueError(f"predicted_units is {shorten(repr(value))}; expected counts or log1p")
-    return value
-
-
-def _orientation(value: object) -> object:
-    if value not in get_args(Orientation):
-        raise ValueError(f"orientation is {shorten(repr(value))}; expected one of {', '.join(get_args(Orientation))}")
-    return value
-
-
 Place = Annotated[str | Path, BeforeValidator(_place)]
 
 
@@ -127,9 +115,9 @@ class SectionSource(Frozen):
     grid_pitch: Annotated[float, BeforeValidator(_grid_pitch)] | None = None
     tissue_fraction: Annotated[float, BeforeValidator(_tissue_fraction)] | None = None
     predicted_expression: Place | None = None
-    predicted_units: Annotated[PredictedUnits, BeforeValidator(_predicted_units)] | None = None
+    predicted_units: PredictedUnits | None = None
     factors: Place | None = None
-    orientation: Annotated[Orientation, BeforeValidator(_orientation)] = "as-given"
+    orientation: Orientation = "as-given"
     exclude: Place | None = None
     exclude_classes: tuple[str, ...] = ()
 
