@@ -179,7 +179,7 @@ def test_a_control_is_never_given_the_spot_that_it_is_compared_with(section, tmp
     check = CounterfactualCheck(
         section, Still(EDITS), REQUEST.model_copy(update={"seed": seed, "pairs": 48}), tmp_path, 8
     )
-    assert len(set(check.third.tolist())) == 48 and not (check.third == check.b).any()
+    assert not (check.third == check.b).any()
 
 
 def test_a_section_with_fewer_spots_than_pairs_gives_all_it_has_and_says_how_many(section, tmp_path):

@@ -205,9 +205,9 @@ class CounterfactualCheck:
         self.steps = self.sampling.steps
         self.pairs = min(self.request.pairs, len(spots))
         rng = np.random.default_rng(self.request.seed)
-        self.a, self.b, self.third = (rng.permutation(len(spots))[: self.pairs] for _ in range(3))
-        while (self.third == self.b).any():  # a control is given another spot's than the one it is compared with
-            self.third = rng.permutation(len(spots))[: self.pairs]
+        self.a, self.b, third = (rng.permutation(len(spots))[: self.pairs] for _ in range(3))
+        # a control that would be given the very spot it is compared with takes its neighbour's in the draw
+        self.third = np.where(third == self.b, np.roll(third, 1), third)
         genes = {
             name: np.isin(spots.genes.symbols, list(own)) for name, own in known_programs(self.request.programs).items()
         }
