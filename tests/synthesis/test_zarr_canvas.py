@@ -52,7 +52,7 @@ def test_the_order_of_pasting_and_other_processes_do_not_matter(section, model, 
     made = plan(section, WHOLE, model.card)
     memory = synthesize(section, WHOLE, model)
     canvas = open_canvas(tmp_path / "run", made, section, model)
-    worker = PatchStore(tmp_path / "run")
+    worker = PatchStore(tmp_path / "run", canvas.run_id)
     results = [patch for done, _ in run(made, section, model) for patch in done]
     for result in reversed(results[10:]):
         canvas.paste(result)
@@ -150,6 +150,31 @@ def test_only_one_process_holds_a_run(section, model, tmp_path):
         open_canvas(tmp_path / "run", made, section, model, resume=True)
     canvas.close()
     open_canvas(tmp_path / "run", made, section, model, resume=True).close()
+
+
+def test_what_is_left_of_a_dead_run_writes_nothing_into_the_next_one(section, model, tmp_path):
+    """A worker goes on for a while after its run was killed; by then another one may be in the same folder."""
+    folder, made = tmp_path / "run", plan(section, WHOLE, model.card)
+    dead = open_canvas(folder, made, section, model)
+    worker = PatchStore(folder, dead.run_id)
+    images = [patch for done, _ in run(made, section, model) for patch in done]
+    shutil.rmtree(folder)
+    other = WHOLE.model_copy(update={"seed": 4})
+    canvas = open_canvas(folder, plan(section, other, model.card), section, model)
+    canvas.paste(images[1])
+    canvas.commit()
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for late in (
+        lambda: worker.write(0, images[0].pixels),
+        lambda: PatchStore(folder, dead.run_id),
+        lambda: dead.paste(images[0]),
+        dead.commit,
+        lambda: dead.save_state({"latents": np.zeros(2)}),
+    ):
+        with pytest.raises(StoreError, match="holds another run by now.*a folder of its own"):
+            late()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
+    canvas.close()
 
 
 def test_what_the_manifest_lists_is_there_and_only_that(section, model, tmp_path):

@@ -225,16 +225,15 @@ def synthesize_shared(
     identity = identity_of(plan, section, model)
     # workers of several kinds would choose differently, and none could go on for another
     dtype = str(model.provenance["dtype"])
-    task = Task(source, request, folder.expanduser().absolute(), device, dtype, batch, identity)
+    canvas = open_canvas(folder, plan, section, model, resume)
+    task = Task(source, request, canvas.folder, canvas.run_id, device, dtype, batch, identity)
     run = _SharedSynthesis(client, task, plan, cancel or CancelToken(), on_progress)
     if plan.windows is None:
-        canvas = open_canvas(folder, plan, section, model, resume)
         with kept(canvas, plan):
             before = len(canvas.finished)
             run.spots(canvas)
     else:
-        # to refuse another run's folder before a worker is asked
-        open_canvas(folder, plan, section, model, resume).close()
+        canvas.close()  # for the worker to take
         before = 0
         run.region()
         canvas = open_canvas(folder, plan, section, model, resume=True)

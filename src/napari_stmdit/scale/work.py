@@ -40,21 +40,22 @@ class Task:
     ----------
     source, request
         Section and request; every worker makes the same plan of them.
-    folder
-        Folder of the `ZarrCanvas`, on a disk that all workers see.
+    folder, run_id
+        Of the `ZarrCanvas`, on a disk that all workers see.
     device, dtype, batch
         As `load_checkpoint` and `run` take them.
     identity
-        Identity of section, checkpoint and code that a worker must match; None before it is known.
+        Identity of section, checkpoint and code that a worker must match.
     """
 
     source: SectionSource
     request: Request
     folder: Path
+    run_id: str
     device: str
     dtype: str
     batch: int
-    identity: dict[str, Any] | None = None
+    identity: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -135,14 +136,13 @@ class SharedRun(WorkerPlugin):
     def _prepared(self) -> tuple[Section, Plan]:
         section, checkpoint = self.task.source.open(), self.checkpoint
         plan = make_plan(section, self.task.request, checkpoint)
-        if self.task.identity is not None:
-            found = differences(self.task.identity, identity_of(plan, section, checkpoint))
-            if found:
-                raise SynthesisError(
-                    f"worker {self._worker.address} would compute something else:\n  "
-                    + "\n  ".join(found[:8])
-                    + "\nAll workers need the same version of the package, the same checkpoint and the same section files"
-                )
+        found = differences(self.task.identity, identity_of(plan, section, checkpoint))
+        if found:
+            raise SynthesisError(
+                f"worker {self._worker.address} would compute something else:\n  "
+                + "\n  ".join(found[:8])
+                + "\nAll workers need the same version of the package, the same checkpoint and the same section files"
+            )
         return section, plan
 
     @cached_property
@@ -157,7 +157,7 @@ class SharedRun(WorkerPlugin):
             if self.cancel.cancelled:
                 return _share([], None)
             self.report({"doing": words})
-        store = PatchStore(self.task.folder)
+        store = PatchStore(self.task.folder, self.task.run_id)
         done: list[int] = []
         how: dict[str, Any] = {"batch": self.task.batch, "cancel": self.cancel, "only": indices}
         session = Session(plan, section, self.checkpoint, conditions=self._conditions, **how)

@@ -73,21 +73,22 @@ class PatchStore:
 
     Parameters
     ----------
-    folder
+    folder, run_id
         Of a `ZarrCanvas`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run_id: str) -> None:
         import zarr
 
-        self._folder = folder
+        self._folder, self._run_id = folder, run_id
         with explained(folder):
+            check_run(folder, run_id)
             self.array = zarr.open_array(folder / PATCHES, mode="r+")
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> None:
         """Write a patch to disk; it counts as finished once the manifest lists it."""
         with explained(self._folder):
-            check_exists(self._folder)
+            check_run(self._folder, self._run_id)
             patiently(lambda: self.array.__setitem__(index, pixels))
             chunk = self.path(index)
             sync(chunk)
@@ -139,9 +140,13 @@ def create_arrays(folder: Path, plan: Plan) -> None:
         new_array(folder / PATCHES, len(plan), plan.card.patch_px)
 
 
-def check_exists(folder: Path) -> None:
-    """Raise where the folder is gone: zarr would create a new one without the finished patches."""
+def check_run(folder: Path, run_id: str) -> None:
+    """Raise where the folder is gone, which zarr would make anew without the finished patches, or holds another run."""
     os.stat(folder / RUN)
+    if read_object(folder / RUN).get("run_id") != run_id:
+        raise StoreError(
+            f"{folder} holds another run by now, which this one leaves as it is; give each run a folder of its own"
+        )
 
 
 def progress_text(folder: Path) -> str:
@@ -195,7 +200,7 @@ class ZarrCanvas:
         self._composed: set[int] = set()
         self._group = zarr.open_group(folder / IMAGE, mode="r+")
         self._levels = [self._group[str(level)] for level in range(len(list(self._group.array_keys())))]
-        self._store = None if plan.windows is not None else PatchStore(folder)
+        self._store = None if plan.windows is not None else PatchStore(folder, run_id)
         self._recent: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._on_chunk = _patches_on_chunks(plan, self._chunk)
         self._next_composing = 0.0
@@ -391,7 +396,7 @@ class ZarrCanvas:
     def save_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Write the solver state atomically."""
         with explained(self.folder):
-            check_exists(self.folder)
+            check_run(self.folder, self.run_id)
             patiently(
                 lambda: write_atomically(self.folder / SOLVER, lambda file: np.savez(file, allow_pickle=False, **state))
             )
@@ -449,7 +454,7 @@ class ZarrCanvas:
         y0, x0, y1, x1 = self._chunk_box(level, row, column)
         array = self._levels[level]
         with explained(self.folder):
-            check_exists(self.folder)
+            check_run(self.folder, self.run_id)
             patiently(lambda: array.__setitem__((slice(None), slice(y0, y1), slice(x0, x1)), block))
             sync(self.folder / IMAGE / str(level) / "c" / "0" / str(row) / str(column))
 
@@ -472,7 +477,7 @@ class ZarrCanvas:
 
     def _write_manifest(self) -> None:
         with explained(self.folder):
-            check_exists(self.folder)
+            check_run(self.folder, self.run_id)
             content = manifest_of(self._plan, self.finished, self._composed, self.failed, self.facts)
             patiently(lambda: write_json(self.folder / MANIFEST, content))
         self.committed = len(self.finished)
