@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +15,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..devices import thread_waiting
-from ..errors import RequestError, StmditError, SynthesisError, first_line
+from ..errors import (
+    ClusterGoneError,
+    RequestError,
+    StmditError,
+    SynthesisError,
+    SynthesisStoppedError,
+    first_line,
+)
 from ..intent import Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, collect
-from ..synthesis.session import kept, open_canvas
+from ..synthesis.session import kept, open_canvas, to_continue
+from ..synthesis.zarr_canvas import ZarrCanvas, progress_text
 from ..tissue.open import SectionSource
 from ..types import Plan, Section
 
 if TYPE_CHECKING:
-    from ..synthesis.zarr_canvas import ZarrCanvas
     from .work import Facts, Share, Task
 
 
@@ -163,21 +171,32 @@ def connect(scheduler: str | None, workers: int | None, device: str = "auto") ->
         yield client
 
 
-def remote_checkpoint(client: Any, name: str, device: str, dtype: str) -> Facts:
+def remote_checkpoint(client: Any, name: str, device: str, dtype: str, cancel: CancelToken | None = None) -> Facts:
     """Have a worker load a checkpoint, and return its facts, which cannot compute.
 
-    Raises CheckpointError as `load_checkpoint` does on the worker, SynthesisError where there is no worker or another version on it.
+    Raises CheckpointError as `load_checkpoint` does on the worker, ClusterGoneError where there is none, SynthesisStoppedError once
+    ``cancel`` is set, SynthesisError where the worker has another version.
     """
     from .work import facts
 
-    _wait_for_worker(client)
-    try:
-        found: Facts = client.submit(facts, name, device, dtype, pure=False).result()
-    except StmditError:
-        raise
-    except Exception as error:
-        raise SynthesisError(f"a worker could not load checkpoint {name!r}: {first_line(error)}") from error
-    return replace(found, provenance={**found.provenance, "workers": len(_workers(client))})
+    watch, ended = _Watch(client), threading.Event()
+    with _connected(client):
+        # asked before there is a worker: an adaptive cluster starts workers for what is asked
+        future = client.submit(facts, name, device, dtype, pure=False)
+        future.add_done_callback(lambda _: ended.set())
+        while not ended.wait(_POLL_S):
+            if cancel is not None and cancel.cancelled:
+                future.cancel()
+                raise SynthesisStoppedError("stopped before a worker had loaded the checkpoint; nothing was computed")
+            watch.look()
+        try:
+            found: Facts = future.result()
+        except StmditError:
+            raise
+        except Exception as error:
+            _workers(client)  # the error may be but that of a lost scheduler
+            raise SynthesisError(f"a worker could not load checkpoint {name!r}: {first_line(error)}") from error
+        return replace(found, provenance={**found.provenance, "workers": len(_workers(client))})
 
 
 def synthesize_on(
@@ -220,26 +239,40 @@ def synthesize_shared(
     """
     from .work import Task
 
-    model = remote_checkpoint(client, request.checkpoint, device, dtype)
+    cancel = cancel or CancelToken()
+    model = remote_checkpoint(client, request.checkpoint, device, dtype, cancel)
     plan = make_plan(section, request, model)
     identity = identity_of(plan, section, model)
     # workers of several kinds would choose differently, and none could go on for another
     dtype = str(model.provenance["dtype"])
     canvas = open_canvas(folder, plan, section, model, resume)
     task = Task(source, request, canvas.folder, canvas.run_id, device, dtype, batch, identity)
-    run = _SharedSynthesis(client, task, plan, cancel or CancelToken(), on_progress)
     if plan.windows is None:
+        before = len(canvas.finished)
         with kept(canvas, plan):
-            before = len(canvas.finished)
+            run = _SharedSynthesis(client, task, plan, cancel, on_progress)
             run.spots(canvas)
     else:
-        canvas.close()  # for the worker to take
         before = 0
-        run.region()
+        canvas.close()  # for the worker to take
+        with _kept_by_worker(canvas.folder):
+            run = _SharedSynthesis(client, task, plan, cancel, on_progress)
+            run.region()
         canvas = open_canvas(folder, plan, section, model, resume=True)
         canvas.close()
     progress = run.progress(len(canvas.finished))
     return collect(plan, section, model, canvas, run.watch.seconds, progress, resumed=before)
+
+
+@contextmanager
+def _kept_by_worker(folder: Path) -> Iterator[None]:
+    """Name the folder in errors, as `kept` does where this process holds it."""
+    try:
+        yield
+    except StmditError as error:
+        if "--resume" in str(error):  # the worker was at work there, and said so itself
+            raise
+        raise to_continue(error, f"what is finished is kept in {folder}{progress_text(folder)}") from error
 
 
 @dataclass
@@ -260,8 +293,9 @@ class _SharedSynthesis:
         self._futures: dict[Any, Sequence[int]] = {}
         self._deaths: dict[int, int] = {}
         self._stop_sent = False
-        self._present = _workers(self.client)
-        self._seen_worker = self._checked = time.monotonic()
+        self._cluster = _Watch(self.client)
+        self._present = self._cluster.look()
+        self._checked = time.monotonic()
 
     def progress(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0, doing: str = "") -> Progress:
         """Return the progress of the run."""
@@ -366,7 +400,7 @@ class _SharedSynthesis:
                 self._stop()
             if time.monotonic() - self._checked > _POLL_S:
                 self._checked = time.monotonic()
-                self._check_alive()
+                self._note_losses(self._cluster.look())
             with suppress(queue.Empty):
                 return self._news.get(timeout=_POLL_S)
 
@@ -391,16 +425,6 @@ class _SharedSynthesis:
             self.notes.append(f"{who} given to others")
         self._present = present
 
-    def _check_alive(self) -> None:
-        if self.client.status != "running":
-            raise SynthesisError("the connection to the dask scheduler was lost")
-        present = _workers(self.client)
-        self._note_losses(present)
-        if present:
-            self._seen_worker = time.monotonic()
-        elif time.monotonic() - self._seen_worker > PATIENCE_S:
-            raise SynthesisError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers")
-
     def _outcome(self, future: Any, rest: Sequence[int]) -> Share | None:
         """Return the result of a task; None where its worker died and the task must be repeated."""
         from distributed import KilledWorker
@@ -412,6 +436,7 @@ class _SharedSynthesis:
             found: Share = future.result()
             return found
         except (KilledWorker, FutureCancelledError) as error:
+            _workers(self.client)  # without its scheduler a future ends as if its worker had died
             if self.cancel.cancelled:
                 return Share([], {}, [], {})
             for index in rest:
@@ -425,19 +450,21 @@ class _SharedSynthesis:
         except StmditError:
             raise
         except Exception as error:
+            _workers(self.client)
             raise SynthesisError(f"a worker failed: {first_line(error)} ({type(error).__name__})") from error
 
     @contextmanager
     def _run_on_workers(self) -> Iterator[None]:
         from .work import SharedRun
 
-        self.client.register_plugin(SharedRun(self.name, replace(self.task)), name=self.name)
-        self.client.subscribe_topic(self.name, lambda event: self._news.put(("report", event[1])))
         try:
-            yield
+            with _connected(self.client):
+                self.client.register_plugin(SharedRun(self.name, replace(self.task)), name=self.name)
+                self.client.subscribe_topic(self.name, lambda event: self._news.put(("report", event[1])))
+                yield
         finally:
             with suppress(Exception):
-                if self._futures and not self._stop_sent:
+                if self._futures and not self._stop_sent and self.client.status == "running":
                     self._stop()
                 self.client.cancel(list(self._futures))
                 self.client.unsubscribe_topic(self.name)
@@ -445,11 +472,39 @@ class _SharedSynthesis:
 
 
 def _workers(client: Any) -> set[str]:
-    return set(client.nthreads())
-
-
-def _wait_for_worker(client: Any) -> None:
+    """Return the addresses of the workers; raises ClusterGoneError where the scheduler does not say."""
+    lost = ClusterGoneError("the connection to the dask scheduler was lost; see that it runs and can be reached")
+    if client.status != "running":
+        raise lost
     try:
-        client.wait_for_workers(1, timeout=PATIENCE_S)
-    except TimeoutError:
-        raise SynthesisError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers") from None
+        return set(client.nthreads())
+    except Exception as error:  # of the network, or of a client that is closing
+        raise lost from error
+
+
+@contextmanager
+def _connected(client: Any) -> Iterator[None]:
+    """Raise ClusterGoneError for whatever a client raises because its scheduler is gone."""
+    try:
+        yield
+    except StmditError:
+        raise
+    except Exception:
+        _workers(client)
+        raise
+
+
+class _Watch:
+    """Watch over a cluster: whether its scheduler answers, and since when it has had no worker."""
+
+    def __init__(self, client: Any) -> None:
+        self._client, self._seen = client, time.monotonic()
+
+    def look(self) -> set[str]:
+        """Return the addresses of the workers; raises ClusterGoneError where there has been none for too long."""
+        present = _workers(self._client)
+        if present:
+            self._seen = time.monotonic()
+        elif time.monotonic() - self._seen > PATIENCE_S:
+            raise ClusterGoneError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers")
+        return present
