@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import threading
 import time
@@ -174,6 +177,36 @@ def test_a_worker_that_would_compute_something_else_is_refused(client, source, r
     with pytest.raises(SynthesisError, match="would compute something else") as error:
         shared(client, source, other.open(), request_, tmp_path / "o")
     assert "mpp: 0.6 then, 0.7 now" in str(error.value) and "--resume" in str(error.value)
+
+
+@pytest.mark.parametrize("mode", ["spots", "continuous"])
+@pytest.mark.parametrize("disk", ["has no such folder", "has another run in it", "has a copy of it"])
+def test_workers_that_see_another_disk_are_refused(
+    disk, mode, client, source, section, request_, tmp_path, monkeypatch
+):
+    """All would be computed, and nothing of it be here."""
+    from napari_stmdit.scale import work
+
+    elsewhere, task_of = tmp_path / "elsewhere", work.Task
+
+    def task(source, request, folder, *rest):
+        if disk != "has no such folder":
+            shutil.copytree(folder, elsewhere)
+        if disk == "has another run in it":
+            record = elsewhere / "run.json"
+            record.write_text(json.dumps(json.loads(record.read_text()) | {"run_id": "another"}))
+        return task_of(source, request, elsewhere, *rest)
+
+    monkeypatch.setattr(work, "Task", task)
+    few = {"mode": mode, "steps": 1, "region": SpotList(ids=("SPOT07-1", "SPOT08-1"))}
+    with pytest.raises(StmditError, match="workers need (the|this) disk") as error:
+        shared(client, source, section, request_.model_copy(update=few), tmp_path / "o")
+    assert "--resume" in str(error.value)
+    if disk == "has a copy of it":
+        assert f"are not in {tmp_path / 'o'}" in str(error.value) and "0 of 2 patches are finished" in str(error.value)
+    else:
+        assert re.search(f"worker tcp://127.0.0.1:[0-9]+ does not find this run in {elsewhere}", str(error.value))
+    assert elsewhere.exists() == (disk != "has no such folder")
 
 
 def test_a_plain_slide_is_opened_by_the_workers_as_it_was_here(client, request_, tmp_path):

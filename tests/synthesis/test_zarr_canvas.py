@@ -152,6 +152,19 @@ def test_only_one_process_holds_a_run(section, model, tmp_path):
     open_canvas(tmp_path / "run", made, section, model, resume=True).close()
 
 
+def test_patches_that_are_not_on_this_disk_are_not_taken_for_finished(section, model, tmp_path):
+    made = plan(section, WHOLE, model.card)
+    canvas = open_canvas(tmp_path / "run", made, section, model)
+    black = np.zeros((160, 160, 3), np.uint8)
+    PatchStore(tmp_path / "run", canvas.run_id).write(1, black)
+    with pytest.raises(
+        StoreError, match=r"patches 0,2 were reported as written, and are not in .*run; all workers need"
+    ):
+        canvas.adopt([0, 1, 2])
+    assert canvas.finished == {1}
+    canvas.close()
+
+
 def test_what_is_left_of_a_dead_run_writes_nothing_into_the_next_one(section, model, tmp_path):
     """A worker goes on for a while after its run was killed; by then another one may be in the same folder."""
     folder, made = tmp_path / "run", plan(section, WHOLE, model.card)

@@ -257,9 +257,10 @@ def synthesize_shared(
         canvas.close()  # for the worker to take
         with _kept_by_worker(canvas.folder):
             run = _SharedSynthesis(client, task, plan, cancel, on_progress)
-            run.region()
-        canvas = open_canvas(folder, plan, section, model, resume=True)
-        canvas.close()
+            done = run.region()
+        canvas = ZarrCanvas.resume(canvas.folder, plan, identity)
+        with kept(canvas, plan):
+            canvas.adopt(done)
     progress = run.progress(len(canvas.finished))
     return collect(plan, section, model, canvas, run.watch.seconds, progress, resumed=before)
 
@@ -345,11 +346,12 @@ class _SharedSynthesis:
                         self._record(canvas, outcome.done)
             self._note_losses(_workers(self.client))  # one may have left since it was last looked for
 
-    def region(self) -> None:
-        """Have one worker do a continuous region, and another one if it dies."""
+    def region(self) -> list[int]:
+        """Have one worker do a continuous region, and another one if it dies; return the tiles that it says are finished."""
         from .work import compute_whole
 
         whole = range(len(self.plan))
+        done: list[int] = []
         with self._run_on_workers():
             self._watch_over(self.client.submit(compute_whole, self.name, pure=False), whole)
             while self._futures:
@@ -363,6 +365,8 @@ class _SharedSynthesis:
                         self._watch_over(self.client.submit(compute_whole, self.name, pure=False), whole)
                     else:
                         self._take(outcome)
+                        done = outcome.done
+        return done
 
     def _take(self, share: Share) -> None:
         self.failed |= share.failed

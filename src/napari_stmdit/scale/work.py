@@ -18,7 +18,7 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from ..assemble import Checkpoint, checkpoint_content, load_checkpoint
 from ..devices import choose_device
-from ..errors import SynthesisError
+from ..errors import StoreError, SynthesisError, first_line
 from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.conditions import Conditions, condition_rows
@@ -26,8 +26,8 @@ from ..synthesis.counterfactual import follow_steps
 from ..synthesis.identity import differences, identity_of
 from ..synthesis.models import Pasted
 from ..synthesis.plan import plan as make_plan
-from ..synthesis.session import Session, synthesize
-from ..synthesis.zarr_canvas import PatchStore
+from ..synthesis.session import Session
+from ..synthesis.zarr_canvas import PatchStore, ZarrCanvas, check_run
 from ..tissue.open import SectionSource
 from ..types import Plan, Section
 
@@ -76,9 +76,7 @@ class Share:
     facts: dict[str, Any]
 
 
-def _share(done: list[int], last: Progress | None) -> Share:
-    if last is None:
-        return Share(done, {}, [], {})
+def _share(done: list[int], last: Progress) -> Share:
     return Share(done, dict(last.failed), list(last.notes), dict(last.facts))
 
 
@@ -150,12 +148,24 @@ class SharedRun(WorkerPlugin):
         section, plan = self._prepared
         return condition_rows(plan, section, self.checkpoint)
 
+    def _find_run(self) -> None:
+        """Refuse a folder without this run: what is written there would be kept nowhere."""
+        folder = self.task.folder
+        try:
+            check_run(folder, self.task.run_id)
+        except (OSError, StoreError) as error:
+            raise SynthesisError(
+                f"worker {self._worker.address} does not find this run in {folder} ({first_line(error)}); all workers need the disk that "
+                "results are written to, at the same path"
+            ) from None
+
     def compute(self, indices: Sequence[int]) -> Share:
         """Compute patches and write them."""
+        self._find_run()
         section, plan = self._prepared
         for words in follow_steps(section, plan.card, self.checkpoint) if plan.counterfactual else ():
             if self.cancel.cancelled:
-                return _share([], None)
+                return Share([], {}, [], {})
             self.report({"doing": words})
         store = PatchStore(self.task.folder, self.task.run_id)
         done: list[int] = []
@@ -172,32 +182,22 @@ class SharedRun(WorkerPlugin):
 
     def compute_whole(self) -> Share:
         """Compute a continuous region, from where another worker left it."""
-        last: list[Progress] = []
-
-        def report(progress: Progress) -> None:
-            last[:] = [progress]
-            self.report(
-                {
-                    "step": progress.step,
-                    "part": progress.part,
-                    "batch": progress.batch,
-                    "finished": progress.patches_done,
-                    "doing": progress.doing,
-                }
-            )
-
-        section, _ = self._prepared
-        result = synthesize(
-            section,
-            self.task.request,
-            self.checkpoint,
-            batch=self.task.batch,
-            cancel=self.cancel,
-            on_progress=report,
-            folder=self.task.folder,
-            resume=True,
-        )
-        return _share(list(result.done), last[-1] if last else None)
+        self._find_run()
+        section, plan = self._prepared
+        canvas = ZarrCanvas.resume(self.task.folder, plan, self.task.identity)
+        session = Session(plan, section, self.checkpoint, canvas, batch=self.task.batch, cancel=self.cancel)
+        for progress in session.steps():
+            if isinstance(progress, Progress):
+                self.report(
+                    {
+                        "step": progress.step,
+                        "part": progress.part,
+                        "batch": progress.batch,
+                        "finished": progress.patches_done,
+                        "doing": progress.doing,
+                    }
+                )
+        return _share(sorted(session.finished), session.progress)
 
     def report(self, what: dict[str, Any]) -> None:
         """Report to the process that shares out the run."""

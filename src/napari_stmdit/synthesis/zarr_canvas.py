@@ -83,7 +83,8 @@ class PatchStore:
         self._folder, self._run_id = folder, run_id
         with explained(folder):
             check_run(folder, run_id)
-            self.array = zarr.open_array(folder / PATCHES, mode="r+")
+            with zarr.config.set({"array.write_empty_chunks": True}):  # what is written is there, a black patch too
+                self.array = zarr.open_array(folder / PATCHES, mode="r+")
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> None:
         """Write a patch to disk; it counts as finished once the manifest lists it."""
@@ -293,8 +294,14 @@ class ZarrCanvas:
         return y0, x0, y1, x1
 
     def adopt(self, indices: Collection[int]) -> None:
-        """Take over patches that other processes wrote with `PatchStore`."""
-        self.finished.update(indices)
+        """Take over patches that other processes say they wrote; raises StoreError for what is not on this disk."""
+        here = {i for i in indices if i in self.finished or (self._store is not None and self._store.path(i).is_file())}
+        self.finished |= here
+        if missing := set(indices) - here:
+            raise StoreError(
+                f"patches {to_ranges(missing)} were reported as written, and are not in {self.folder}; all workers need this disk, at the "
+                "same path"
+            )
 
     def commit(self) -> None:
         """Make everything pasted count as finished, atomically.
