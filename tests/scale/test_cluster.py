@@ -170,6 +170,32 @@ def test_a_continuous_region_goes_on_where_its_worker_was_killed(client, source,
     assert same(result, synthesize(section, request, load_checkpoint(request.checkpoint, "cpu")))
 
 
+def test_a_checkpoint_named_by_a_relative_path_is_the_one_that_is_here(
+    client, source, section, request_, tiny_checkpoint, tmp_path, monkeypatch
+):
+    """A worker works in a folder of its own, where another checkpoint may be called the same."""
+    from napari_stmdit.scale.cluster import remote_checkpoint
+
+    own = tmp_path / "mine"
+    shutil.copytree(tiny_checkpoint, own)
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tiny_checkpoint, elsewhere / "mine")
+    card = elsewhere / "mine" / "stmdit.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "steps": 7}))
+    before = client.run(os.getcwd)
+    client.run(os.chdir, str(elsewhere))
+    try:
+        assert remote_checkpoint(client, "mine", "cpu", "auto").card.steps != 7
+        few = request_.model_copy(update={"checkpoint": "mine", "region": SampleOfSpots(count=2)})
+        result = shared(client, source, section, few, tmp_path / "o")
+    finally:
+        for worker, folder in before.items():
+            client.run(os.chdir, folder, workers=[worker])
+    assert result.complete and result.provenance["request"]["checkpoint"] == "mine"
+    assert shared(client, source, section, few, tmp_path / "o", resume=True).complete
+
+
 def test_a_worker_that_would_compute_something_else_is_refused(client, source, request_, tmp_path):
     from napari_stmdit.scale.work import SectionSource
 

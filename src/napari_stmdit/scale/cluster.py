@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..assemble import place_of_checkpoint
 from ..devices import thread_waiting
 from ..errors import (
     ClusterGoneError,
@@ -174,7 +175,7 @@ def connect(scheduler: str | None, workers: int | None, device: str = "auto") ->
 def remote_checkpoint(client: Any, name: str, device: str, dtype: str, cancel: CancelToken | None = None) -> Facts:
     """Have a worker load a checkpoint, and return its facts, which cannot compute.
 
-    Raises CheckpointError as `load_checkpoint` does on the worker, ClusterGoneError where there is none, SynthesisStoppedError once
+    ``name`` is a checkpoint's, or a folder on a disk that workers see. Raises CheckpointError as `load_checkpoint` does on the worker, ClusterGoneError where there is none, SynthesisStoppedError once
     ``cancel`` is set, SynthesisError where the worker has another version.
     """
     from .work import facts
@@ -182,7 +183,7 @@ def remote_checkpoint(client: Any, name: str, device: str, dtype: str, cancel: C
     watch, ended = _Watch(client), threading.Event()
     with _connected(client):
         # asked before there is a worker: an adaptive cluster starts workers for what is asked
-        future = client.submit(facts, name, device, dtype, pure=False)
+        future = client.submit(facts, place_of_checkpoint(name), device, dtype, pure=False)
         future.add_done_callback(lambda _: ended.set())
         while not ended.wait(_POLL_S):
             if cancel is not None and cancel.cancelled:
@@ -246,7 +247,8 @@ def synthesize_shared(
     # workers of several kinds would choose differently, and none could go on for another
     dtype = str(model.provenance["dtype"])
     canvas = open_canvas(folder, plan, section, model, resume)
-    task = Task(source, request, canvas.folder, canvas.run_id, device, dtype, batch, identity)
+    asked = request.model_copy(update={"checkpoint": place_of_checkpoint(request.checkpoint)})
+    task = Task(source, asked, canvas.folder, canvas.run_id, device, dtype, batch, identity)
     if plan.windows is None:
         before = len(canvas.finished)
         with kept(canvas, plan):
