@@ -293,6 +293,32 @@ def test_nobody_at_the_address_is_said(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1", "missing port"),
+        ("tcp://head", "missing port"),
+        ("tcp://:8786", "no host"),
+        ("tcp://head:0", "no port"),
+        ("tcp://head:port", "invalid literal"),
+        ("htp://head:8786", "unknown address scheme"),
+        ("tls://head:8786", "certificates"),
+        ("ucx://head:8786", "UCX"),
+    ],
+)
+def test_a_bad_address_is_said_at_once_and_once(address, says, monkeypatch):
+    import distributed
+
+    from napari_stmdit.scale import cluster
+
+    monkeypatch.setattr(distributed, "Client", None)  # half made, it waits for 40 s and prints a traceback
+    with (
+        pytest.raises(StmditError, match=f"no dask scheduler answers at {address} .*{says}.*tcp://host:8786"),
+        cluster.connect(address, None),
+    ):
+        pass
+
+
 def test_a_cluster_without_workers_is_not_waited_for_for_ever(monkeypatch, source, section, request_, tmp_path):
     from distributed import Client, LocalCluster
 

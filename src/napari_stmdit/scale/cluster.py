@@ -162,14 +162,30 @@ def connect(scheduler: str | None, workers: int | None, device: str = "auto") ->
     from distributed import Client
 
     try:
+        _check_address(scheduler)
         client = Client(scheduler, timeout=ANSWER_S, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise StmditError(
             f"no dask scheduler answers at {scheduler} ({first_line(error)}); expected an address as `dask scheduler` prints it, for "
             "instance tcp://host:8786"
         ) from None
     with client:
         yield client
+
+
+def _check_address(address: str) -> None:
+    """Raise ValueError or TypeError for an address that no client can use: one that is half made waits 40 s, and ends in a traceback."""
+    from distributed import Security
+    from distributed.comm import parse_address, parse_host_port
+    from distributed.comm.registry import get_backend
+
+    scheme, place = parse_address(address)
+    get_backend(scheme).get_connector()
+    host, port = parse_host_port(place)
+    if not host or not port:
+        raise ValueError(f"it has no {'port' if host else 'host'}")
+    if scheme in ("tls", "wss") and Security().get_connection_args("client")["ssl_context"] is None:
+        raise ValueError("TLS needs the certificates in dask's configuration, under distributed.comm.tls")
 
 
 def remote_checkpoint(client: Any, name: str, device: str, dtype: str, cancel: CancelToken | None = None) -> Facts:
