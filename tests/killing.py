@@ -85,7 +85,7 @@ def forked_workers(**environment: str) -> Iterator[None]:
 
 
 def _run_dask(kind: str, file: Path) -> None:
-    """Be a dask scheduler, which writes its address into a file, or one worker of it."""
+    """Be a dask scheduler, which writes its address into a file, one without the package, or one worker of it."""
     import asyncio
 
     from distributed import Scheduler, Worker
@@ -99,13 +99,16 @@ def _run_dask(kind: str, file: Path) -> None:
             file.write_text(scheduler.address)
             await scheduler.finished()
 
+    if kind == "bare scheduler":
+        for name in ["napari_stmdit", *(name for name in sys.modules if name.startswith("napari_stmdit."))]:
+            sys.modules[name] = None  # type: ignore[assignment]
     asyncio.run(run())
 
 
 @contextmanager
-def mortal_cluster(file: Path) -> Iterator[tuple[str, Any]]:
+def mortal_cluster(file: Path, kind: str = "scheduler") -> Iterator[tuple[str, Any]]:
     """Yield the address of a scheduler with one worker, and the scheduler's process."""
-    scheduler = forked(_run_dask, "scheduler", file)
+    scheduler = forked(_run_dask, kind, file)
     scheduler.start()
     while not (file.is_file() and file.read_text()):
         time.sleep(0.05)

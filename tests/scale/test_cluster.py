@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -233,6 +234,17 @@ def test_workers_that_see_another_disk_are_refused(
     else:
         assert re.search(f"worker tcp://127.0.0.1:[0-9]+ does not find this run in {elsewhere}", str(error.value))
     assert elsewhere.exists() == (disk != "has no such folder")
+
+
+def test_a_worker_with_another_version_of_the_package_is_refused(
+    client, source, section, request_, tmp_path, monkeypatch
+):
+    from napari_stmdit.scale import work
+
+    monkeypatch.setattr(work, "Task", partial(work.Task, version="0.0.1"))
+    with pytest.raises(SynthesisError, match="napari-stmdit: '0.0.1' then, .* now") as error:
+        shared(client, source, section, request_, tmp_path / "o")
+    assert "need the same version of the package" in str(error.value)
 
 
 def test_a_plain_slide_is_opened_by_the_workers_as_it_was_here(client, request_, tmp_path):

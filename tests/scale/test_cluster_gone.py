@@ -15,7 +15,7 @@ import pytest
 import yaml
 from killing import forked_workers, mortal_cluster
 
-from napari_stmdit.errors import ClusterGoneError
+from napari_stmdit.errors import ClusterGoneError, SynthesisError
 from napari_stmdit.intent import Request
 from napari_stmdit.regions import SampleOfSpots, SpotList
 from napari_stmdit.tissue.open import SectionSource
@@ -100,6 +100,19 @@ def test_a_scheduler_that_is_lost_is_said_with_what_is_kept(mode, tiny_folder, t
     assert lost and str(tmp_path / "o") in str(error.value) and "--resume" in str(error.value)
     if mode == "spots":
         assert re.search("[1-9] of 16 patches are finished and kept", str(error.value))
+
+
+def test_a_scheduler_without_the_package_is_told_from_a_bad_checkpoint(tiny_checkpoint, tmp_path):
+    from distributed import Client
+
+    from napari_stmdit.scale.cluster import remote_checkpoint
+
+    with (
+        mortal_cluster(tmp_path / "address", "bare scheduler") as (address, _),
+        Client(address, set_as_default=False) as client,
+        pytest.raises(SynthesisError, match="napari_stmdit.*the scheduler and all workers need napari-stmdit, in this"),
+    ):
+        remote_checkpoint(client, str(tiny_checkpoint), "cpu", "auto")
 
 
 @pytest.mark.parametrize("gone", ["its workers", "its scheduler"])

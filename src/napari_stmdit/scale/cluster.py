@@ -212,7 +212,7 @@ def remote_checkpoint(client: Any, name: str, device: str, dtype: str, cancel: C
             raise
         except Exception as error:
             _workers(client)  # the error may be but that of a lost scheduler
-            raise SynthesisError(f"a worker could not load checkpoint {name!r}: {first_line(error)}") from error
+            raise SynthesisError(f"no worker could load checkpoint {name!r}: {_why(error)}") from error
         return replace(found, provenance={**found.provenance, "workers": len(_workers(client))})
 
 
@@ -473,7 +473,7 @@ class _SharedSynthesis:
             raise
         except Exception as error:
             _workers(self.client)
-            raise SynthesisError(f"a worker failed: {first_line(error)} ({type(error).__name__})") from error
+            raise SynthesisError(f"a worker failed: {_why(error)} ({type(error).__name__})") from error
 
     @contextmanager
     def _run_on_workers(self) -> Iterator[None]:
@@ -491,6 +491,14 @@ class _SharedSynthesis:
                 self.client.cancel(list(self._futures))
                 self.client.unsubscribe_topic(self.name)
                 self.client.unregister_worker_plugin(self.name)
+
+
+def _why(error: Exception) -> str:
+    """Return an error of a task in a line, and that of a scheduler that cannot read the task by its cause: dask's own words are no help."""
+    cause = error.__cause__
+    if not isinstance(cause, ImportError | AttributeError):
+        return first_line(error)
+    return f"{first_line(cause)}; the scheduler and all workers need napari-stmdit, in this version and with all that it needs"
 
 
 def _workers(client: Any) -> set[str]:
@@ -528,5 +536,7 @@ class _Watch:
         if present:
             self._seen = time.monotonic()
         elif time.monotonic() - self._seen > PATIENCE_S:
-            raise ClusterGoneError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers")
+            raise ClusterGoneError(
+                f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers, or see in their logs why they ended"
+            )
         return present

@@ -16,6 +16,7 @@ from typing import Any
 import dask
 from distributed import Worker, WorkerPlugin, get_worker
 
+from .. import __version__
 from ..assemble import Checkpoint, checkpoint_content, load_checkpoint
 from ..devices import choose_device
 from ..errors import StoreError, SynthesisError, first_line
@@ -44,8 +45,8 @@ class Task:
         Of the `ZarrCanvas`, on a disk that all workers see.
     device, dtype, batch
         As `load_checkpoint` and `run` take them.
-    identity
-        Identity of section, checkpoint and code that a worker must match.
+    identity, version
+        Identity of section, checkpoint and code, and version of the package, that a worker must match.
     """
 
     source: SectionSource
@@ -56,6 +57,7 @@ class Task:
     dtype: str
     batch: int
     identity: dict[str, Any]
+    version: str = __version__
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ class SharedRun(WorkerPlugin):
     def _prepared(self) -> tuple[Section, Plan]:
         section, checkpoint = self.task.source.open(), self.checkpoint
         plan = make_plan(section, self.task.request, checkpoint)
-        found = differences(self.task.identity, identity_of(plan, section, checkpoint))
+        wanted = {"napari-stmdit": self.task.version, **self.task.identity}
+        found = differences(wanted, {"napari-stmdit": __version__, **identity_of(plan, section, checkpoint)})
         if found:
             raise SynthesisError(
                 f"worker {self._worker.address} would compute something else:\n  "
