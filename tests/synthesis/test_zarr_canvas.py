@@ -377,3 +377,68 @@ def test_a_saved_run_is_removed_but_for_what_somebody_put_beside_it(section, mod
     (tmp_path / "run" / "notes.md").write_text("mine")
     canvas.discard()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.md"]
+
+
+# --- two processes on one run
+
+
+def test_what_another_process_has_taken_up_is_neither_saved_nor_removed_under_its_hands(section, model, tmp_path):
+    folder, store = tmp_path / "run", tmp_path / "o.zarr"
+    result = synthesize(section, WHOLE, model, folder=folder)
+    other = open_canvas(folder, result.plan, section, model, resume=True)
+    with pytest.raises(StoreError, match="another process is at work.*\n.*kept"):
+        result.save(store)
+    result.canvas.discard()
+    assert len(other.finished) == 30 and len(list((folder / "patches" / "c").iterdir())) == 30
+    other.close()
+    name = result.save(store)
+    assert synthesize(section, WHOLE, model, folder=folder, resume=True).save(store) == name, "it was saved twice"
+    result.canvas.discard()
+    assert not folder.exists()
+
+
+def test_a_result_is_saved_and_removed_while_its_folder_is_held(section, model, tmp_path, monkeypatch):
+    from napari_stmdit.synthesis import result as saving
+
+    folder = tmp_path / "run"
+    result = synthesize(section, WHOLE, model, folder=folder)
+    link, remove, refused = saving.link_result, shutil.rmtree, []
+
+    def meanwhile(call):
+        def between(*arguments, **options):
+            with pytest.raises(StoreError, match="another process is at work"):
+                open_canvas(folder, result.plan, section, model, resume=True)
+            refused.append(call)
+            return call(*arguments, **options)
+
+        return between
+
+    monkeypatch.setattr(saving, "link_result", meanwhile(link))
+    result.save(tmp_path / "o.zarr")
+    monkeypatch.setattr(shutil, "rmtree", meanwhile(remove))
+    result.canvas.discard()
+    assert refused == [link, remove, remove] and not folder.exists()
+
+
+def test_a_run_that_is_saved_and_removed_just_before_it_is_taken_up_is_not_begun_in_its_ruins(
+    section, model, tmp_path, monkeypatch
+):
+    from napari_stmdit.synthesis import zarr_canvas
+
+    folder = tmp_path / "run"
+    result = synthesize(section, WHOLE, model, folder=folder)
+    take = zarr_canvas.take_lock
+
+    def late(place):
+        monkeypatch.setattr(zarr_canvas, "take_lock", take)
+        result.canvas.discard()
+        return take(place)
+
+    monkeypatch.setattr(zarr_canvas, "take_lock", late)
+    with pytest.raises(StoreError, match="another process has saved it.*run the same again"):
+        open_canvas(folder, result.plan, section, model, resume=True)
+    assert not folder.exists()
+    foreign = open_canvas(folder, result.plan, section, model)
+    foreign.close()
+    result.canvas.discard()
+    assert (folder / "run.json").exists(), "a later run in the folder is not this one's to remove"

@@ -9,10 +9,10 @@ import shutil
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -38,6 +38,9 @@ from ..tissue.store_entries import PatchFiles, chunk_path, new_array
 from ..types import Patch, PatchResult, Plan
 from .canvas import even, feather, masked
 from .identity import differences, is_older
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 def to_ranges(numbers: Iterable[int]) -> str:
@@ -150,6 +153,32 @@ def check_run(folder: Path, run_id: str) -> None:
         )
 
 
+def hold_run(folder: Path, run_id: str) -> BaseFileLock:
+    """Hold the folder of a run, as `take_lock`; refuses one that was removed, or taken for another run, before it was held."""
+    lock = take_lock(folder)
+    if (folder / RUN).exists():
+        try:
+            check_run(folder, run_id)
+        except StoreError:
+            lock.release()
+            raise
+        return lock
+    _remove_lock(folder, lock)
+    raise StoreError(
+        f"the run in {folder} is gone: another process has saved it, or the folder was moved; run the same again"
+    )
+
+
+def _remove_lock(folder: Path, lock: BaseFileLock) -> None:
+    """Remove a lock with its file, and the folder where that is all in it."""
+    with suppress(OSError):  # Windows removes no file that is open
+        (folder / LOCK).unlink()
+    lock.release()
+    with suppress(OSError):
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def progress_text(folder: Path) -> str:
     """Return how much of a run is finished, as far as its manifest can be read."""
     try:
@@ -188,7 +217,7 @@ class ZarrCanvas:
         Unique id of the run.
     """
 
-    def __init__(self, folder: Path, plan: Plan, run_id: str, lock: Any) -> None:
+    def __init__(self, folder: Path, plan: Plan, run_id: str, lock: BaseFileLock) -> None:
         import zarr
 
         self.folder, self.frame, self.run_id = folder, plan.frame, run_id
@@ -256,7 +285,7 @@ class ZarrCanvas:
                 f"the unfinished run in {folder} is not this one, so it cannot be continued:\n  {what}\nGive the same request, or remove "
                 "that folder to start anew"
             )
-        lock = take_lock(folder)
+        lock = hold_run(folder, str(record.get("run_id")))
         manifest = read_object(folder / MANIFEST)
         with explained(folder):
             remove_drafts_in(folder)
@@ -329,19 +358,34 @@ class ZarrCanvas:
         self._recent.clear()
         self._lock.release()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder again, after the run has ended; raises StoreError where another process has it now."""
+        if self._lock.is_locked:
+            yield
+            return
+        self._lock = hold_run(self.folder, self.run_id)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def discard(self) -> None:
-        """Remove the run's files after its image was saved; the folder stays where foreign files are in it."""
-        remove_drafts_in(self.folder)
-        self.release()
-        for name in (IMAGE, PATCHES, SOLVER, MANIFEST, RUN, LOCK):
-            place = self.folder / name
-            with suppress(OSError):
-                if place.is_dir():
-                    shutil.rmtree(place)
-                else:
-                    place.unlink()
-        with suppress(OSError):
-            self.folder.rmdir()
+        """Remove the run's files after its image was saved.
+
+        The folder stays where foreign files are in it, or another process has taken it up, which then saves the same and removes it.
+        """
+        with suppress(StoreError), self.held():
+            remove_drafts_in(self.folder)
+            for name in (IMAGE, PATCHES, SOLVER, MANIFEST, RUN):
+                place = self.folder / name
+                with suppress(OSError):
+                    if place.is_dir():
+                        shutil.rmtree(place)
+                    else:
+                        place.unlink()
+            self._recent.clear()
+            _remove_lock(self.folder, self._lock)
 
     # --- what others read
 
