@@ -80,14 +80,17 @@ def test_ctrl_c_ends_the_wait_for_the_first_worker(tiny_folder, tiny_checkpoint,
 
 
 @pytest.mark.parametrize("mode", ["spots", "continuous"])
-def test_a_scheduler_that_is_lost_is_said_with_what_is_kept(mode, tiny_folder, tiny_checkpoint, tmp_path):
-    from distributed import Client
+def test_a_scheduler_that_is_lost_is_said_with_what_is_kept(
+    mode, tiny_folder, tiny_checkpoint, tmp_path, monkeypatch, caplog
+):
+    from napari_stmdit.scale import cluster
 
+    monkeypatch.setattr(cluster, "ANSWER_S", 1.0)
     lost = []
     region = SampleOfSpots(count=16) if mode == "spots" else SpotList(ids=("SPOT07-1", "SPOT08-1"))
     with (
         mortal_cluster(tmp_path / "address") as (address, scheduler),
-        Client(address, timeout=1, set_as_default=False) as client,
+        cluster.connect(address, None) as client,
     ):
 
         def lose(progress):
@@ -98,6 +101,7 @@ def test_a_scheduler_that_is_lost_is_said_with_what_is_kept(mode, tiny_folder, t
         with pytest.raises(ClusterGoneError, match="connection to the dask scheduler was lost") as error:
             shared(client, tmp_path / "o", tiny_folder, tiny_checkpoint, lose, mode=mode, steps=20, region=region)
     assert lost and str(tmp_path / "o") in str(error.value) and "--resume" in str(error.value)
+    assert not [record for record in caplog.records if record.name == "distributed.client"], "it was said twice"
     if mode == "spots":
         assert re.search("[1-9] of 16 patches are finished and kept", str(error.value))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import tempfile
@@ -169,8 +170,20 @@ def connect(scheduler: str | None, workers: int | None, device: str = "auto") ->
             f"no dask scheduler answers at {scheduler} ({first_line(error)}); expected an address as `dask scheduler` prints it, for "
             "instance tcp://host:8786"
         ) from None
-    with client:
+    with _quiet(), client:
         yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep dask's client from writing tracebacks of a lost connection: an error of ours says it, once."""
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check_address(address: str) -> None:
