@@ -119,14 +119,11 @@ def test_a_scheduler_without_the_package_is_told_from_a_bad_checkpoint(tiny_chec
         remote_checkpoint(client, str(tiny_checkpoint), "cpu", "auto")
 
 
-@pytest.mark.parametrize("gone", ["its workers", "its scheduler"])
-def test_a_batch_ends_with_its_cluster(gone, patience, tiny_folder, tiny_checkpoint, tmp_path):
-    """Each further job would but wait as long for a worker, and fail."""
-    from distributed import Client
+@pytest.fixture
+def jobs(tiny_folder, tiny_checkpoint, tmp_path):
+    """A cohort of four sections."""
+    from napari_stmdit.scale.batch import read_jobs
 
-    from napari_stmdit.scale.batch import ClusterRunner, exit_code, read_jobs, run_batch, table
-
-    file = tmp_path / "jobs.yaml"
     names = ["a", "b", "c", "d"]
     for name in names:
         shutil.copytree(tiny_folder, tmp_path / name)
@@ -136,20 +133,52 @@ def test_a_batch_ends_with_its_cluster(gone, patience, tiny_folder, tiny_checkpo
         "sections": [{"path": name} for name in names],
         "request": {"region": {"kind": "sample", "count": 2}, "steps": 1},
     }
+    file = tmp_path / "jobs.yaml"
     file.write_text(yaml.safe_dump(content))
+    return read_jobs(file)
+
+
+def take_workers_away(cluster, client):
+    cluster.scale(0)
+    while client.nthreads():
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("gone", ["its workers", "its scheduler"])
+def test_a_batch_ends_with_its_cluster(gone, patience, jobs):
+    """Each further job would but wait as long for a worker, and fail."""
+    from distributed import Client
+
+    from napari_stmdit.scale.batch import ClusterRunner, exit_code, run_batch, table
+
     with cluster_of(1) as cluster, Client(cluster.scheduler_address, timeout=1, set_as_default=False) as client:
 
         def lose(outcome):
             if outcome.job.place.name == "a":
-                if gone == "its workers":
-                    cluster.scale(0)
-                    while client.nthreads():
-                        time.sleep(0.1)
-                else:
-                    client.close()
+                take_workers_away(cluster, client) if gone == "its workers" else client.close()
 
-        outcomes = run_batch(read_jobs(file), ClusterRunner(client, "cpu"), on_outcome=lose)
+        outcomes = run_batch(jobs, ClusterRunner(client, "cpu"), on_outcome=lose)
     assert [o.state for o in outcomes] == ["done", "failed", "not begun", "not begun"] and exit_code(outcomes) == 1
     expected = "has had no worker for 1 s" if gone == "its workers" else "connection to the dask scheduler was lost"
     assert expected in outcomes[1].message and "run the batch again" in outcomes[1].message
     assert table(outcomes).count("run the batch again") == 1
+
+
+def test_a_batch_that_waits_for_a_worker_can_be_stopped(jobs, monkeypatch):
+    from distributed import Client
+
+    from napari_stmdit.progress import CancelToken
+    from napari_stmdit.scale import cluster as module
+    from napari_stmdit.scale.batch import ClusterRunner, exit_code, run_batch
+
+    monkeypatch.setattr(module, "PATIENCE_S", 10.0)
+    cancel = CancelToken()
+    with cluster_of(1) as cluster, Client(cluster.scheduler_address, set_as_default=False) as client:
+
+        def lose(outcome):
+            if outcome.state == "done":
+                take_workers_away(cluster, client)
+                threading.Timer(1.0, cancel.cancel).start()
+
+        outcomes = run_batch(jobs, ClusterRunner(client, "cpu"), cancel=cancel, on_outcome=lose)
+    assert [o.state for o in outcomes] == ["done", "stopped", "not begun", "not begun"] and exit_code(outcomes) == 130
