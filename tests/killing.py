@@ -84,6 +84,44 @@ def forked_workers(**environment: str) -> Iterator[None]:
         yield
 
 
+def _run_dask(kind: str, file: Path) -> None:
+    """Be a dask scheduler, which writes its address into a file, one without the package, or one worker of it."""
+    import asyncio
+
+    from distributed import Scheduler, Worker
+
+    async def run() -> None:
+        if kind == "worker":
+            async with Worker(file.read_text(), nthreads=1, dashboard=False, memory_limit=0) as worker:
+                await worker.finished()
+            return
+        async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
+            file.write_text(scheduler.address)
+            await scheduler.finished()
+
+    if kind == "bare scheduler":
+        for name in ["napari_stmdit", *(name for name in sys.modules if name.startswith("napari_stmdit."))]:
+            sys.modules[name] = None  # type: ignore[assignment]
+    asyncio.run(run())
+
+
+@contextmanager
+def mortal_cluster(file: Path, kind: str = "scheduler") -> Iterator[tuple[str, Any]]:
+    """Yield the address of a scheduler with one worker, and the scheduler's process."""
+    scheduler = forked(_run_dask, kind, file)
+    scheduler.start()
+    while not (file.is_file() and file.read_text()):
+        time.sleep(0.05)
+    worker = forked(_run_dask, "worker", file)
+    worker.start()
+    try:
+        yield file.read_text(), scheduler
+    finally:
+        for process in (worker, scheduler):
+            process.kill()
+            process.join()
+
+
 def start(arguments: list[str], log: Path, **environment: str) -> Any:
     """Start the command line in a process of its own, with changes to its environment."""
     process = forked(run_cli, arguments, log, dict(os.environ) | environment)

@@ -369,6 +369,13 @@ def checkpoint_folder(name: str | Path) -> Path:
     return path
 
 
+def place_of_checkpoint(name: str) -> str:
+    """Return a checkpoint's name as it is, and a folder that is here with its whole path: another process may work in another folder."""
+    if name in {entry.name for entry in list_checkpoints()} or not (path := Path(name).expanduser()).is_dir():
+        return name
+    return str(path.absolute())
+
+
 def checkpoint_content(name: str | Path) -> str:
     """Return a hash of all that `load_checkpoint` reads: the folder, and components kept elsewhere.
 

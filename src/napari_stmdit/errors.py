@@ -55,6 +55,14 @@ class SynthesisError(StmditError):
     """Error while sampling; what was finished before is kept."""
 
 
+class SynthesisStoppedError(SynthesisError):
+    """Error of a run that was stopped before it could begin."""
+
+
+class ClusterGoneError(SynthesisError):
+    """Error of a cluster that computes no more: its scheduler or all of its workers are gone."""
+
+
 class NotFiniteError(SynthesisError):
     """Error of non-finite items in a batch; the others are fine.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -167,6 +171,32 @@ def test_a_continuous_region_goes_on_where_its_worker_was_killed(client, source,
     assert same(result, synthesize(section, request, load_checkpoint(request.checkpoint, "cpu")))
 
 
+def test_a_checkpoint_named_by_a_relative_path_is_the_one_that_is_here(
+    client, source, section, request_, tiny_checkpoint, tmp_path, monkeypatch
+):
+    """A worker works in a folder of its own, where another checkpoint may be called the same."""
+    from napari_stmdit.scale.cluster import remote_checkpoint
+
+    own = tmp_path / "mine"
+    shutil.copytree(tiny_checkpoint, own)
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tiny_checkpoint, elsewhere / "mine")
+    card = elsewhere / "mine" / "stmdit.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "steps": 7}))
+    before = client.run(os.getcwd)
+    client.run(os.chdir, str(elsewhere))
+    try:
+        assert remote_checkpoint(client, "mine", "cpu", "auto").card.steps != 7
+        few = request_.model_copy(update={"checkpoint": "mine", "region": SampleOfSpots(count=2)})
+        result = shared(client, source, section, few, tmp_path / "o")
+    finally:
+        for worker, folder in before.items():
+            client.run(os.chdir, folder, workers=[worker])
+    assert result.complete and result.provenance["request"]["checkpoint"] == "mine"
+    assert shared(client, source, section, few, tmp_path / "o", resume=True).complete
+
+
 def test_a_worker_that_would_compute_something_else_is_refused(client, source, request_, tmp_path):
     from napari_stmdit.scale.work import SectionSource
 
@@ -174,6 +204,47 @@ def test_a_worker_that_would_compute_something_else_is_refused(client, source, r
     with pytest.raises(SynthesisError, match="would compute something else") as error:
         shared(client, source, other.open(), request_, tmp_path / "o")
     assert "mpp: 0.6 then, 0.7 now" in str(error.value) and "--resume" in str(error.value)
+
+
+@pytest.mark.parametrize("mode", ["spots", "continuous"])
+@pytest.mark.parametrize("disk", ["has no such folder", "has another run in it", "has a copy of it"])
+def test_workers_that_see_another_disk_are_refused(
+    disk, mode, client, source, section, request_, tmp_path, monkeypatch
+):
+    """All would be computed, and nothing of it be here."""
+    from napari_stmdit.scale import work
+
+    elsewhere, task_of = tmp_path / "elsewhere", work.Task
+
+    def task(source, request, folder, *rest):
+        if disk != "has no such folder":
+            shutil.copytree(folder, elsewhere)
+        if disk == "has another run in it":
+            record = elsewhere / "run.json"
+            record.write_text(json.dumps(json.loads(record.read_text()) | {"run_id": "another"}))
+        return task_of(source, request, elsewhere, *rest)
+
+    monkeypatch.setattr(work, "Task", task)
+    few = {"mode": mode, "steps": 1, "region": SpotList(ids=("SPOT07-1", "SPOT08-1"))}
+    with pytest.raises(StmditError, match="workers need (the|this) disk") as error:
+        shared(client, source, section, request_.model_copy(update=few), tmp_path / "o")
+    assert "--resume" in str(error.value)
+    if disk == "has a copy of it":
+        assert f"are not in {tmp_path / 'o'}" in str(error.value) and "0 of 2 patches are finished" in str(error.value)
+    else:
+        assert re.search(f"worker tcp://127.0.0.1:[0-9]+ does not find this run in {elsewhere}", str(error.value))
+    assert elsewhere.exists() == (disk != "has no such folder")
+
+
+def test_a_worker_with_another_version_of_the_package_is_refused(
+    client, source, section, request_, tmp_path, monkeypatch
+):
+    from napari_stmdit.scale import work
+
+    monkeypatch.setattr(work, "Task", partial(work.Task, version="0.0.1"))
+    with pytest.raises(SynthesisError, match="napari-stmdit: '0.0.1' then, .* now") as error:
+        shared(client, source, section, request_, tmp_path / "o")
+    assert "need the same version of the package" in str(error.value)
 
 
 def test_a_plain_slide_is_opened_by_the_workers_as_it_was_here(client, request_, tmp_path):
@@ -230,6 +301,32 @@ def test_nobody_at_the_address_is_said(monkeypatch):
     with (
         pytest.raises(StmditError, match="no dask scheduler answers at tcp://127.0.0.1:1"),
         cluster.connect("tcp://127.0.0.1:1", None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1", "missing port"),
+        ("tcp://head", "missing port"),
+        ("tcp://:8786", "no host"),
+        ("tcp://head:0", "no port"),
+        ("tcp://head:port", "invalid literal"),
+        ("htp://head:8786", "unknown address scheme"),
+        ("tls://head:8786", "certificates"),
+        ("ucx://head:8786", "UCX"),
+    ],
+)
+def test_a_bad_address_is_said_at_once_and_once(address, says, monkeypatch):
+    import distributed
+
+    from napari_stmdit.scale import cluster
+
+    monkeypatch.setattr(distributed, "Client", None)  # half made, it waits for 40 s and prints a traceback
+    with (
+        pytest.raises(StmditError, match=f"no dask scheduler answers at {address} .*{says}.*tcp://host:8786"),
+        cluster.connect(address, None),
     ):
         pass
 

@@ -52,7 +52,7 @@ def test_the_order_of_pasting_and_other_processes_do_not_matter(section, model, 
     made = plan(section, WHOLE, model.card)
     memory = synthesize(section, WHOLE, model)
     canvas = open_canvas(tmp_path / "run", made, section, model)
-    worker = PatchStore(tmp_path / "run")
+    worker = PatchStore(tmp_path / "run", canvas.run_id)
     results = [patch for done, _ in run(made, section, model) for patch in done]
     for result in reversed(results[10:]):
         canvas.paste(result)
@@ -150,6 +150,44 @@ def test_only_one_process_holds_a_run(section, model, tmp_path):
         open_canvas(tmp_path / "run", made, section, model, resume=True)
     canvas.close()
     open_canvas(tmp_path / "run", made, section, model, resume=True).close()
+
+
+def test_patches_that_are_not_on_this_disk_are_not_taken_for_finished(section, model, tmp_path):
+    made = plan(section, WHOLE, model.card)
+    canvas = open_canvas(tmp_path / "run", made, section, model)
+    black = np.zeros((160, 160, 3), np.uint8)
+    PatchStore(tmp_path / "run", canvas.run_id).write(1, black)
+    with pytest.raises(
+        StoreError, match=r"patches 0,2 were reported as written, and are not in .*run; all workers need"
+    ):
+        canvas.adopt([0, 1, 2])
+    assert canvas.finished == {1}
+    canvas.close()
+
+
+def test_what_is_left_of_a_dead_run_writes_nothing_into_the_next_one(section, model, tmp_path):
+    """A worker goes on for a while after its run was killed; by then another one may be in the same folder."""
+    folder, made = tmp_path / "run", plan(section, WHOLE, model.card)
+    dead = open_canvas(folder, made, section, model)
+    worker = PatchStore(folder, dead.run_id)
+    images = [patch for done, _ in run(made, section, model) for patch in done]
+    shutil.rmtree(folder)
+    other = WHOLE.model_copy(update={"seed": 4})
+    canvas = open_canvas(folder, plan(section, other, model.card), section, model)
+    canvas.paste(images[1])
+    canvas.commit()
+    kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for late in (
+        lambda: worker.write(0, images[0].pixels),
+        lambda: PatchStore(folder, dead.run_id),
+        lambda: dead.paste(images[0]),
+        dead.commit,
+        lambda: dead.save_state({"latents": np.zeros(2)}),
+    ):
+        with pytest.raises(StoreError, match="holds another run by now.*a folder of its own"):
+            late()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
+    canvas.close()
 
 
 def test_what_the_manifest_lists_is_there_and_only_that(section, model, tmp_path):
@@ -339,3 +377,68 @@ def test_a_saved_run_is_removed_but_for_what_somebody_put_beside_it(section, mod
     (tmp_path / "run" / "notes.md").write_text("mine")
     canvas.discard()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.md"]
+
+
+# --- two processes on one run
+
+
+def test_what_another_process_has_taken_up_is_neither_saved_nor_removed_under_its_hands(section, model, tmp_path):
+    folder, store = tmp_path / "run", tmp_path / "o.zarr"
+    result = synthesize(section, WHOLE, model, folder=folder)
+    other = open_canvas(folder, result.plan, section, model, resume=True)
+    with pytest.raises(StoreError, match="another process is at work.*\n.*kept"):
+        result.save(store)
+    result.canvas.discard()
+    assert len(other.finished) == 30 and len(list((folder / "patches" / "c").iterdir())) == 30
+    other.close()
+    name = result.save(store)
+    assert synthesize(section, WHOLE, model, folder=folder, resume=True).save(store) == name, "it was saved twice"
+    result.canvas.discard()
+    assert not folder.exists()
+
+
+def test_a_result_is_saved_and_removed_while_its_folder_is_held(section, model, tmp_path, monkeypatch):
+    from napari_stmdit.synthesis import result as saving
+
+    folder = tmp_path / "run"
+    result = synthesize(section, WHOLE, model, folder=folder)
+    link, remove, refused = saving.link_result, shutil.rmtree, []
+
+    def meanwhile(call):
+        def between(*arguments, **options):
+            with pytest.raises(StoreError, match="another process is at work"):
+                open_canvas(folder, result.plan, section, model, resume=True)
+            refused.append(call)
+            return call(*arguments, **options)
+
+        return between
+
+    monkeypatch.setattr(saving, "link_result", meanwhile(link))
+    result.save(tmp_path / "o.zarr")
+    monkeypatch.setattr(shutil, "rmtree", meanwhile(remove))
+    result.canvas.discard()
+    assert refused == [link, remove, remove] and not folder.exists()
+
+
+def test_a_run_that_is_saved_and_removed_just_before_it_is_taken_up_is_not_begun_in_its_ruins(
+    section, model, tmp_path, monkeypatch
+):
+    from napari_stmdit.synthesis import zarr_canvas
+
+    folder = tmp_path / "run"
+    result = synthesize(section, WHOLE, model, folder=folder)
+    take = zarr_canvas.take_lock
+
+    def late(place):
+        monkeypatch.setattr(zarr_canvas, "take_lock", take)
+        result.canvas.discard()
+        return take(place)
+
+    monkeypatch.setattr(zarr_canvas, "take_lock", late)
+    with pytest.raises(StoreError, match="another process has saved it.*run the same again"):
+        open_canvas(folder, result.plan, section, model, resume=True)
+    assert not folder.exists()
+    foreign = open_canvas(folder, result.plan, section, model)
+    foreign.close()
+    result.canvas.discard()
+    assert (folder / "run.json").exists(), "a later run in the folder is not this one's to remove"

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..devices import let_threads_sleep
-from ..errors import StmditError
+from ..errors import StmditError, SynthesisStoppedError
 from . import bench, checkpoints, dataset, download, evaluate, synthesize, train
 from ._common import Json, print_json
 
@@ -47,7 +47,7 @@ def main() -> None:
         app(standalone_mode=True)
     except StmditError as error:
         _complain(str(error))
-        sys.exit(2)
+        sys.exit(130 if isinstance(error, SynthesisStoppedError) else 2)
     except KeyboardInterrupt:
         _complain("interrupted")
         sys.exit(130)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ..assemble import Checkpoint, load_checkpoint
-from ..errors import RequestError, StmditError, StoreError, first_line
+from ..errors import ClusterGoneError, RequestError, StmditError, StoreError, SynthesisStoppedError, first_line
 from ..files import BadFile, user_path
 from ..frozen import Frozen
 from ..intent import Request
@@ -329,8 +329,8 @@ class LocalRunner:
         self._device, self._dtype, self._batch = device, dtype, batch
         self._loaded: tuple[str, Checkpoint] | None = None
 
-    def checkpoint(self, name: str) -> Checkpoint:
-        """Return a checkpoint."""
+    def checkpoint(self, name: str, cancel: CancelToken | None = None) -> Checkpoint:
+        """Return a checkpoint; once it is being loaded, nothing stops that."""
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = name, load_checkpoint(name, device=self._device, dtype=self._dtype)
         return self._loaded[1]
@@ -355,9 +355,9 @@ class ClusterRunner:
     def __init__(self, client: Any, device: str = "auto", dtype: str = "auto", batch: int = BATCH) -> None:
         self._client, self._device, self._dtype, self._batch = client, device, dtype, batch
 
-    def checkpoint(self, name: str) -> KnownModel:
+    def checkpoint(self, name: str, cancel: CancelToken | None = None) -> KnownModel:
         """Return the facts of a checkpoint."""
-        return remote_checkpoint(self._client, name, self._device, self._dtype)
+        return remote_checkpoint(self._client, name, self._device, self._dtype, cancel)
 
     def synthesize(self, job: Job, section: Section, cancel: CancelToken, on_progress: OnProgress | None) -> Result:
         """Compute a job, going on where its folder has a part of it."""
@@ -389,7 +389,8 @@ def run_batch(
 ) -> list[Outcome]:
     """Compute jobs one after the other, section by section.
 
-    Run again, it skips results that the stores hold and goes on where a job was stopped. A failed job stops no other.
+    Run again, it skips results that the stores hold and goes on where a job was stopped. A failed job stops no other, but for one whose
+    cluster has gone: each further one would only wait for it, too.
 
     Parameters
     ----------
@@ -406,18 +407,21 @@ def run_batch(
     ------
     CheckpointError
         The checkpoint cannot be loaded.
+    ClusterGoneError, SynthesisStoppedError
+        There is no worker to load it, or a stop was asked for before one had.
     """
     cancel = cancel or CancelToken()
     outcomes: list[Outcome] = []
-    models = {name: runner.checkpoint(name) for name in dict.fromkeys(job.request.checkpoint for job in jobs)}
-    section, place = None, None
+    names = dict.fromkeys(job.request.checkpoint for job in jobs)
+    models = {name: runner.checkpoint(name, cancel) for name in names}
+    section, place, gone = None, None, ""
     for job in jobs:
         if job.place != place:
             section, place = None, job.place
         watch = Stopwatch()
         try:
-            if cancel.cancelled:
-                outcome = Outcome(job, "not begun")
+            if cancel.cancelled or gone:
+                outcome = Outcome(job, "not begun", message=gone)
             else:
                 section = job.place.source.open() if section is None else section
                 outcome = _already_there(job, section, models[job.request.checkpoint]) or _compute(
@@ -426,7 +430,9 @@ def run_batch(
         except Exception as error:  # whatever it is, it is this job's: the others go on
             if os.environ.get("STMDIT_DEBUG"):
                 raise
-            outcome = Outcome(job, "failed", seconds=watch.seconds, message=_reason(error))
+            state: State = "stopped" if isinstance(error, SynthesisStoppedError) else "failed"
+            outcome = Outcome(job, state, seconds=watch.seconds, message=_reason(error))
+            gone = "the cluster has gone" if isinstance(error, ClusterGoneError) else gone
         outcomes.append(outcome)
         if on_outcome is not None:
             on_outcome(outcome)
@@ -434,6 +440,8 @@ def run_batch(
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ClusterGoneError):
+        return f"{error}\nNo further job was begun; run the batch again to go on"
     if isinstance(error, StmditError):
         return str(error)
     if isinstance(error, OSError):
@@ -508,11 +516,10 @@ def _already_there(job: Job, section: Section, model: KnownModel) -> Outcome | N
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """Return 0 where all is done, 1 where a job failed or lacks patches, 130 where the batch was stopped."""
-    states = {outcome.state for outcome in outcomes}
-    if states & {"stopped", "not begun"}:
+    """Return 0 where all is done, 1 where a job failed or lacks patches, or the cluster has gone, 130 where the batch was stopped."""
+    if any(o.state == "stopped" or (o.state == "not begun" and not o.message) for o in outcomes):
         return 130
-    return 1 if states & {"failed", "incomplete"} else 0
+    return 1 if {outcome.state for outcome in outcomes} & {"failed", "incomplete"} else 0
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -524,5 +531,5 @@ def table(outcomes: Sequence[Outcome]) -> str:
         rows.append((outcome.job.place.name, outcome.job.edit, outcome.state, patches, f"{outcome.seconds:.1f}", where))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    notes = [f"{o.job.name}: {o.message}" for o in outcomes if o.message]
+    notes = [f"{o.job.name}: {o.message}" for o in outcomes if o.message and o.state != "not begun"]
     return "\n".join([*lines, *notes]) + "\n"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -13,19 +15,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..assemble import place_of_checkpoint
 from ..devices import thread_waiting
-from ..errors import RequestError, StmditError, SynthesisError, first_line
+from ..errors import (
+    ClusterGoneError,
+    RequestError,
+    StmditError,
+    SynthesisError,
+    SynthesisStoppedError,
+    first_line,
+)
 from ..intent import Request
 from ..progress import BATCH, CancelToken, Progress, Stopwatch
 from ..synthesis.identity import identity_of
 from ..synthesis.plan import plan as make_plan
 from ..synthesis.result import Result, collect
-from ..synthesis.session import kept, open_canvas
+from ..synthesis.session import kept, open_canvas, to_continue
+from ..synthesis.zarr_canvas import ZarrCanvas, progress_text
 from ..tissue.open import SectionSource
 from ..types import Plan, Section
 
 if TYPE_CHECKING:
-    from ..synthesis.zarr_canvas import ZarrCanvas
     from .work import Facts, Share, Task
 
 
@@ -153,31 +163,70 @@ def connect(scheduler: str | None, workers: int | None, device: str = "auto") ->
     from distributed import Client
 
     try:
+        _check_address(scheduler)
         client = Client(scheduler, timeout=ANSWER_S, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise StmditError(
             f"no dask scheduler answers at {scheduler} ({first_line(error)}); expected an address as `dask scheduler` prints it, for "
             "instance tcp://host:8786"
         ) from None
-    with client:
+    with _quiet(), client:
         yield client
 
 
-def remote_checkpoint(client: Any, name: str, device: str, dtype: str) -> Facts:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep dask's client from writing tracebacks of a lost connection: an error of ours says it, once."""
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _check_address(address: str) -> None:
+    """Raise ValueError or TypeError for an address that no client can use: one that is half made waits 40 s, and ends in a traceback."""
+    from distributed import Security
+    from distributed.comm import parse_address, parse_host_port
+    from distributed.comm.registry import get_backend
+
+    scheme, place = parse_address(address)
+    get_backend(scheme).get_connector()
+    host, port = parse_host_port(place)
+    if not host or not port:
+        raise ValueError(f"it has no {'port' if host else 'host'}")
+    if scheme in ("tls", "wss") and Security().get_connection_args("client")["ssl_context"] is None:
+        raise ValueError("TLS needs the certificates in dask's configuration, under distributed.comm.tls")
+
+
+def remote_checkpoint(client: Any, name: str, device: str, dtype: str, cancel: CancelToken | None = None) -> Facts:
     """Have a worker load a checkpoint, and return its facts, which cannot compute.
 
-    Raises CheckpointError as `load_checkpoint` does on the worker, SynthesisError where there is no worker or another version on it.
+    ``name`` is a checkpoint's, or a folder on a disk that workers see. Raises CheckpointError as `load_checkpoint` does on the worker, ClusterGoneError where there is none, SynthesisStoppedError once
+    ``cancel`` is set, SynthesisError where the worker has another version.
     """
     from .work import facts
 
-    _wait_for_worker(client)
-    try:
-        found: Facts = client.submit(facts, name, device, dtype, pure=False).result()
-    except StmditError:
-        raise
-    except Exception as error:
-        raise SynthesisError(f"a worker could not load checkpoint {name!r}: {first_line(error)}") from error
-    return replace(found, provenance={**found.provenance, "workers": len(_workers(client))})
+    watch, ended = _Watch(client), threading.Event()
+    with _connected(client):
+        # asked before there is a worker: an adaptive cluster starts workers for what is asked
+        future = client.submit(facts, place_of_checkpoint(name), device, dtype, pure=False)
+        future.add_done_callback(lambda _: ended.set())
+        while not ended.wait(_POLL_S):
+            if cancel is not None and cancel.cancelled:
+                future.cancel()
+                raise SynthesisStoppedError("stopped before a worker had loaded the checkpoint; nothing was computed")
+            watch.look()
+        try:
+            found: Facts = future.result()
+        except StmditError:
+            raise
+        except Exception as error:
+            _workers(client)  # the error may be but that of a lost scheduler
+            raise SynthesisError(f"no worker could load checkpoint {name!r}: {_why(error)}") from error
+        return replace(found, provenance={**found.provenance, "workers": len(_workers(client))})
 
 
 def synthesize_on(
@@ -220,27 +269,42 @@ def synthesize_shared(
     """
     from .work import Task
 
-    model = remote_checkpoint(client, request.checkpoint, device, dtype)
+    cancel = cancel or CancelToken()
+    model = remote_checkpoint(client, request.checkpoint, device, dtype, cancel)
     plan = make_plan(section, request, model)
     identity = identity_of(plan, section, model)
     # workers of several kinds would choose differently, and none could go on for another
     dtype = str(model.provenance["dtype"])
-    task = Task(source, request, folder.expanduser().absolute(), device, dtype, batch, identity)
-    run = _SharedSynthesis(client, task, plan, cancel or CancelToken(), on_progress)
+    canvas = open_canvas(folder, plan, section, model, resume)
+    asked = request.model_copy(update={"checkpoint": place_of_checkpoint(request.checkpoint)})
+    task = Task(source, asked, canvas.folder, canvas.run_id, device, dtype, batch, identity)
     if plan.windows is None:
-        canvas = open_canvas(folder, plan, section, model, resume)
+        before = len(canvas.finished)
         with kept(canvas, plan):
-            before = len(canvas.finished)
+            run = _SharedSynthesis(client, task, plan, cancel, on_progress)
             run.spots(canvas)
     else:
-        # to refuse another run's folder before a worker is asked
-        open_canvas(folder, plan, section, model, resume).close()
         before = 0
-        run.region()
-        canvas = open_canvas(folder, plan, section, model, resume=True)
-        canvas.close()
+        canvas.close()  # for the worker to take
+        with _kept_by_worker(canvas.folder):
+            run = _SharedSynthesis(client, task, plan, cancel, on_progress)
+            done = run.region()
+        canvas = ZarrCanvas.resume(canvas.folder, plan, identity)
+        with kept(canvas, plan):
+            canvas.adopt(done)
     progress = run.progress(len(canvas.finished))
     return collect(plan, section, model, canvas, run.watch.seconds, progress, resumed=before)
+
+
+@contextmanager
+def _kept_by_worker(folder: Path) -> Iterator[None]:
+    """Name the folder in errors, as `kept` does where this process holds it."""
+    try:
+        yield
+    except StmditError as error:
+        if "--resume" in str(error):  # the worker was at work there, and said so itself
+            raise
+        raise to_continue(error, f"what is finished is kept in {folder}{progress_text(folder)}") from error
 
 
 @dataclass
@@ -261,8 +325,9 @@ class _SharedSynthesis:
         self._futures: dict[Any, Sequence[int]] = {}
         self._deaths: dict[int, int] = {}
         self._stop_sent = False
-        self._present = _workers(self.client)
-        self._seen_worker = self._checked = time.monotonic()
+        self._cluster = _Watch(self.client)
+        self._present = self._cluster.look()
+        self._checked = time.monotonic()
 
     def progress(self, finished: int, step: int = 0, batch: int = 0, part: float = 0.0, doing: str = "") -> Progress:
         """Return the progress of the run."""
@@ -312,11 +377,12 @@ class _SharedSynthesis:
                         self._record(canvas, outcome.done)
             self._note_losses(_workers(self.client))  # one may have left since it was last looked for
 
-    def region(self) -> None:
-        """Have one worker do a continuous region, and another one if it dies."""
+    def region(self) -> list[int]:
+        """Have one worker do a continuous region, and another one if it dies; return the tiles that it says are finished."""
         from .work import compute_whole
 
         whole = range(len(self.plan))
+        done: list[int] = []
         with self._run_on_workers():
             self._watch_over(self.client.submit(compute_whole, self.name, pure=False), whole)
             while self._futures:
@@ -330,6 +396,8 @@ class _SharedSynthesis:
                         self._watch_over(self.client.submit(compute_whole, self.name, pure=False), whole)
                     else:
                         self._take(outcome)
+                        done = outcome.done
+        return done
 
     def _take(self, share: Share) -> None:
         self.failed |= share.failed
@@ -367,7 +435,7 @@ class _SharedSynthesis:
                 self._stop()
             if time.monotonic() - self._checked > _POLL_S:
                 self._checked = time.monotonic()
-                self._check_alive()
+                self._note_losses(self._cluster.look())
             with suppress(queue.Empty):
                 return self._news.get(timeout=_POLL_S)
 
@@ -392,16 +460,6 @@ class _SharedSynthesis:
             self.notes.append(f"{who} given to others")
         self._present = present
 
-    def _check_alive(self) -> None:
-        if self.client.status != "running":
-            raise SynthesisError("the connection to the dask scheduler was lost")
-        present = _workers(self.client)
-        self._note_losses(present)
-        if present:
-            self._seen_worker = time.monotonic()
-        elif time.monotonic() - self._seen_worker > PATIENCE_S:
-            raise SynthesisError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers")
-
     def _outcome(self, future: Any, rest: Sequence[int]) -> Share | None:
         """Return the result of a task; None where its worker died and the task must be repeated."""
         from distributed import KilledWorker
@@ -413,6 +471,7 @@ class _SharedSynthesis:
             found: Share = future.result()
             return found
         except (KilledWorker, FutureCancelledError) as error:
+            _workers(self.client)  # without its scheduler a future ends as if its worker had died
             if self.cancel.cancelled:
                 return Share([], {}, [], {})
             for index in rest:
@@ -426,31 +485,71 @@ class _SharedSynthesis:
         except StmditError:
             raise
         except Exception as error:
-            raise SynthesisError(f"a worker failed: {first_line(error)} ({type(error).__name__})") from error
+            _workers(self.client)
+            raise SynthesisError(f"a worker failed: {_why(error)} ({type(error).__name__})") from error
 
     @contextmanager
     def _run_on_workers(self) -> Iterator[None]:
         from .work import SharedRun
 
-        self.client.register_plugin(SharedRun(self.name, replace(self.task)), name=self.name)
-        self.client.subscribe_topic(self.name, lambda event: self._news.put(("report", event[1])))
         try:
-            yield
+            with _connected(self.client):
+                self.client.register_plugin(SharedRun(self.name, replace(self.task)), name=self.name)
+                self.client.subscribe_topic(self.name, lambda event: self._news.put(("report", event[1])))
+                yield
         finally:
             with suppress(Exception):
-                if self._futures and not self._stop_sent:
+                if self._futures and not self._stop_sent and self.client.status == "running":
                     self._stop()
                 self.client.cancel(list(self._futures))
                 self.client.unsubscribe_topic(self.name)
                 self.client.unregister_worker_plugin(self.name)
 
 
+def _why(error: Exception) -> str:
+    """Return an error of a task in a line, and that of a scheduler that cannot read the task by its cause: dask's own words are no help."""
+    cause = error.__cause__
+    if not isinstance(cause, ImportError | AttributeError):
+        return first_line(error)
+    return f"{first_line(cause)}; the scheduler and all workers need napari-stmdit, in this version and with all that it needs"
+
+
 def _workers(client: Any) -> set[str]:
-    return set(client.nthreads())
-
-
-def _wait_for_worker(client: Any) -> None:
+    """Return the addresses of the workers; raises ClusterGoneError where the scheduler does not say."""
+    lost = ClusterGoneError("the connection to the dask scheduler was lost; see that it runs and can be reached")
+    if client.status != "running":
+        raise lost
     try:
-        client.wait_for_workers(1, timeout=PATIENCE_S)
-    except TimeoutError:
-        raise SynthesisError(f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers") from None
+        return set(client.nthreads())
+    except Exception as error:  # of the network, or of a client that is closing
+        raise lost from error
+
+
+@contextmanager
+def _connected(client: Any) -> Iterator[None]:
+    """Raise ClusterGoneError for whatever a client raises because its scheduler is gone."""
+    try:
+        yield
+    except StmditError:
+        raise
+    except Exception:
+        _workers(client)
+        raise
+
+
+class _Watch:
+    """Watch over a cluster: whether its scheduler answers, and since when it has had no worker."""
+
+    def __init__(self, client: Any) -> None:
+        self._client, self._seen = client, time.monotonic()
+
+    def look(self) -> set[str]:
+        """Return the addresses of the workers; raises ClusterGoneError where there has been none for too long."""
+        present = _workers(self._client)
+        if present:
+            self._seen = time.monotonic()
+        elif time.monotonic() - self._seen > PATIENCE_S:
+            raise ClusterGoneError(
+                f"the cluster has had no worker for {PATIENCE_S:.0f} s; start workers, or see in their logs why they ended"
+            )
+        return present

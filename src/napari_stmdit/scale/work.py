@@ -16,9 +16,10 @@ from typing import Any
 import dask
 from distributed import Worker, WorkerPlugin, get_worker
 
+from .. import __version__
 from ..assemble import Checkpoint, checkpoint_content, load_checkpoint
 from ..devices import choose_device
-from ..errors import SynthesisError
+from ..errors import StoreError, SynthesisError, first_line
 from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.conditions import Conditions, condition_rows
@@ -26,8 +27,8 @@ from ..synthesis.counterfactual import follow_steps
 from ..synthesis.identity import differences, identity_of
 from ..synthesis.models import Pasted
 from ..synthesis.plan import plan as make_plan
-from ..synthesis.session import Session, synthesize
-from ..synthesis.zarr_canvas import PatchStore
+from ..synthesis.session import Session
+from ..synthesis.zarr_canvas import PatchStore, ZarrCanvas, check_run
 from ..tissue.open import SectionSource
 from ..types import Plan, Section
 
@@ -40,21 +41,23 @@ class Task:
     ----------
     source, request
         Section and request; every worker makes the same plan of them.
-    folder
-        Folder of the `ZarrCanvas`, on a disk that all workers see.
+    folder, run_id
+        Of the `ZarrCanvas`, on a disk that all workers see.
     device, dtype, batch
         As `load_checkpoint` and `run` take them.
-    identity
-        Identity of section, checkpoint and code that a worker must match; None before it is known.
+    identity, version
+        Identity of section, checkpoint and code, and version of the package, that a worker must match.
     """
 
     source: SectionSource
     request: Request
     folder: Path
+    run_id: str
     device: str
     dtype: str
     batch: int
-    identity: dict[str, Any] | None = None
+    identity: dict[str, Any]
+    version: str = __version__
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,7 @@ class Share:
     facts: dict[str, Any]
 
 
-def _share(done: list[int], last: Progress | None) -> Share:
-    if last is None:
-        return Share(done, {}, [], {})
+def _share(done: list[int], last: Progress) -> Share:
     return Share(done, dict(last.failed), list(last.notes), dict(last.facts))
 
 
@@ -135,14 +136,14 @@ class SharedRun(WorkerPlugin):
     def _prepared(self) -> tuple[Section, Plan]:
         section, checkpoint = self.task.source.open(), self.checkpoint
         plan = make_plan(section, self.task.request, checkpoint)
-        if self.task.identity is not None:
-            found = differences(self.task.identity, identity_of(plan, section, checkpoint))
-            if found:
-                raise SynthesisError(
-                    f"worker {self._worker.address} would compute something else:\n  "
-                    + "\n  ".join(found[:8])
-                    + "\nAll workers need the same version of the package, the same checkpoint and the same section files"
-                )
+        wanted = {"napari-stmdit": self.task.version, **self.task.identity}
+        found = differences(wanted, {"napari-stmdit": __version__, **identity_of(plan, section, checkpoint)})
+        if found:
+            raise SynthesisError(
+                f"worker {self._worker.address} would compute something else:\n  "
+                + "\n  ".join(found[:8])
+                + "\nAll workers need the same version of the package, the same checkpoint and the same section files"
+            )
         return section, plan
 
     @cached_property
@@ -150,14 +151,26 @@ class SharedRun(WorkerPlugin):
         section, plan = self._prepared
         return condition_rows(plan, section, self.checkpoint)
 
+    def _find_run(self) -> None:
+        """Refuse a folder without this run: what is written there would be kept nowhere."""
+        folder = self.task.folder
+        try:
+            check_run(folder, self.task.run_id)
+        except (OSError, StoreError) as error:
+            raise SynthesisError(
+                f"worker {self._worker.address} does not find this run in {folder} ({first_line(error)}); all workers need the disk that "
+                "results are written to, at the same path"
+            ) from None
+
     def compute(self, indices: Sequence[int]) -> Share:
         """Compute patches and write them."""
+        self._find_run()
         section, plan = self._prepared
         for words in follow_steps(section, plan.card, self.checkpoint) if plan.counterfactual else ():
             if self.cancel.cancelled:
-                return _share([], None)
+                return Share([], {}, [], {})
             self.report({"doing": words})
-        store = PatchStore(self.task.folder)
+        store = PatchStore(self.task.folder, self.task.run_id)
         done: list[int] = []
         how: dict[str, Any] = {"batch": self.task.batch, "cancel": self.cancel, "only": indices}
         session = Session(plan, section, self.checkpoint, conditions=self._conditions, **how)
@@ -172,32 +185,22 @@ class SharedRun(WorkerPlugin):
 
     def compute_whole(self) -> Share:
         """Compute a continuous region, from where another worker left it."""
-        last: list[Progress] = []
-
-        def report(progress: Progress) -> None:
-            last[:] = [progress]
-            self.report(
-                {
-                    "step": progress.step,
-                    "part": progress.part,
-                    "batch": progress.batch,
-                    "finished": progress.patches_done,
-                    "doing": progress.doing,
-                }
-            )
-
-        section, _ = self._prepared
-        result = synthesize(
-            section,
-            self.task.request,
-            self.checkpoint,
-            batch=self.task.batch,
-            cancel=self.cancel,
-            on_progress=report,
-            folder=self.task.folder,
-            resume=True,
-        )
-        return _share(list(result.done), last[-1] if last else None)
+        self._find_run()
+        section, plan = self._prepared
+        canvas = ZarrCanvas.resume(self.task.folder, plan, self.task.identity)
+        session = Session(plan, section, self.checkpoint, canvas, batch=self.task.batch, cancel=self.cancel)
+        for progress in session.steps():
+            if isinstance(progress, Progress):
+                self.report(
+                    {
+                        "step": progress.step,
+                        "part": progress.part,
+                        "batch": progress.batch,
+                        "finished": progress.patches_done,
+                        "doing": progress.doing,
+                    }
+                )
+        return _share(sorted(session.finished), session.progress)
 
     def report(self, what: dict[str, Any]) -> None:
         """Report to the process that shares out the run."""

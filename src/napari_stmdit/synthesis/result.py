@@ -329,7 +329,8 @@ class Result:
         levels, record = self.canvas.image_folder, dict(self.provenance)
         files, copy = self.canvas.patch_files, not self.complete
         try:
-            return link_result(path, levels, affine, self.section, run, record, copy=copy, patches=files)
+            with self.canvas.held():
+                return link_result(path, levels, affine, self.section, run, record, copy=copy, patches=files)
         except StoreError as error:
             kept = f"What was computed is kept in {self.canvas.folder}; run the same again with --resume to save it"
             raise StoreError(f"{error}\n{kept}") from error

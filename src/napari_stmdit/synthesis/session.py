@@ -8,7 +8,15 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import RequestError, StmditError, StoreError, SynthesisError, first_line, is_out_of_memory
+from ..errors import (
+    ClusterGoneError,
+    RequestError,
+    StmditError,
+    StoreError,
+    SynthesisError,
+    first_line,
+    is_out_of_memory,
+)
 from ..intent import Request
 from ..progress import BATCH, Batches, CancelToken, Progress, Stopwatch
 from ..tissue.excluded import exclude_file
@@ -366,13 +374,18 @@ def kept(canvas: ZarrCanvas, plan: Plan) -> Iterator[None]:
         with suppress(Exception):
             canvas.close()
         where = f"{canvas.committed} of {len(plan)} patches are finished and kept in {canvas.folder}"
-        kind = StoreError if isinstance(error, StoreError) else SynthesisError
-        raise kind(f"{error}\n{where}; run the same again with --resume to continue") from error
+        raise to_continue(error, where) from error
     except BaseException:
         with suppress(Exception):
             canvas.close()
         raise
     canvas.close()
+
+
+def to_continue(error: StmditError, where: str) -> StmditError:
+    """Return the error that ends a run, with where what is finished is kept, and how to go on."""
+    kind = type(error) if isinstance(error, StoreError | ClusterGoneError) else SynthesisError
+    return kind(f"{error}\n{where}; run the same again with --resume to continue")
 
 
 def sampling_failure(error: Exception) -> str:

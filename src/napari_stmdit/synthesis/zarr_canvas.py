@@ -9,10 +9,10 @@ import shutil
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -38,6 +38,9 @@ from ..tissue.store_entries import PatchFiles, chunk_path, new_array
 from ..types import Patch, PatchResult, Plan
 from .canvas import even, feather, masked
 from .identity import differences, is_older
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 def to_ranges(numbers: Iterable[int]) -> str:
@@ -73,21 +76,23 @@ class PatchStore:
 
     Parameters
     ----------
-    folder
+    folder, run_id
         Of a `ZarrCanvas`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run_id: str) -> None:
         import zarr
 
-        self._folder = folder
+        self._folder, self._run_id = folder, run_id
         with explained(folder):
-            self.array = zarr.open_array(folder / PATCHES, mode="r+")
+            check_run(folder, run_id)
+            with zarr.config.set({"array.write_empty_chunks": True}):  # what is written is there, a black patch too
+                self.array = zarr.open_array(folder / PATCHES, mode="r+")
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> None:
         """Write a patch to disk; it counts as finished once the manifest lists it."""
         with explained(self._folder):
-            check_exists(self._folder)
+            check_run(self._folder, self._run_id)
             patiently(lambda: self.array.__setitem__(index, pixels))
             chunk = self.path(index)
             sync(chunk)
@@ -139,9 +144,39 @@ def create_arrays(folder: Path, plan: Plan) -> None:
         new_array(folder / PATCHES, len(plan), plan.card.patch_px)
 
 
-def check_exists(folder: Path) -> None:
-    """Raise where the folder is gone: zarr would create a new one without the finished patches."""
+def check_run(folder: Path, run_id: str) -> None:
+    """Raise where the folder is gone, which zarr would make anew without the finished patches, or holds another run."""
     os.stat(folder / RUN)
+    if read_object(folder / RUN).get("run_id") != run_id:
+        raise StoreError(
+            f"{folder} holds another run by now, which this one leaves as it is; give each run a folder of its own"
+        )
+
+
+def hold_run(folder: Path, run_id: str) -> BaseFileLock:
+    """Hold the folder of a run, as `take_lock`; refuses one that was removed, or taken for another run, before it was held."""
+    lock = take_lock(folder)
+    if (folder / RUN).exists():
+        try:
+            check_run(folder, run_id)
+        except StoreError:
+            lock.release()
+            raise
+        return lock
+    _remove_lock(folder, lock)
+    raise StoreError(
+        f"the run in {folder} is gone: another process has saved it, or the folder was moved; run the same again"
+    )
+
+
+def _remove_lock(folder: Path, lock: BaseFileLock) -> None:
+    """Remove a lock with its file, and the folder where that is all in it."""
+    with suppress(OSError):  # Windows removes no file that is open
+        (folder / LOCK).unlink()
+    lock.release()
+    with suppress(OSError):
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def progress_text(folder: Path) -> str:
@@ -182,7 +217,7 @@ class ZarrCanvas:
         Unique id of the run.
     """
 
-    def __init__(self, folder: Path, plan: Plan, run_id: str, lock: Any) -> None:
+    def __init__(self, folder: Path, plan: Plan, run_id: str, lock: BaseFileLock) -> None:
         import zarr
 
         self.folder, self.frame, self.run_id = folder, plan.frame, run_id
@@ -195,7 +230,7 @@ class ZarrCanvas:
         self._composed: set[int] = set()
         self._group = zarr.open_group(folder / IMAGE, mode="r+")
         self._levels = [self._group[str(level)] for level in range(len(list(self._group.array_keys())))]
-        self._store = None if plan.windows is not None else PatchStore(folder)
+        self._store = None if plan.windows is not None else PatchStore(folder, run_id)
         self._recent: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._on_chunk = _patches_on_chunks(plan, self._chunk)
         self._next_composing = 0.0
@@ -250,7 +285,7 @@ class ZarrCanvas:
                 f"the unfinished run in {folder} is not this one, so it cannot be continued:\n  {what}\nGive the same request, or remove "
                 "that folder to start anew"
             )
-        lock = take_lock(folder)
+        lock = hold_run(folder, str(record.get("run_id")))
         manifest = read_object(folder / MANIFEST)
         with explained(folder):
             remove_drafts_in(folder)
@@ -288,8 +323,14 @@ class ZarrCanvas:
         return y0, x0, y1, x1
 
     def adopt(self, indices: Collection[int]) -> None:
-        """Take over patches that other processes wrote with `PatchStore`."""
-        self.finished.update(indices)
+        """Take over patches that other processes say they wrote; raises StoreError for what is not on this disk."""
+        here = {i for i in indices if i in self.finished or (self._store is not None and self._store.path(i).is_file())}
+        self.finished |= here
+        if missing := set(indices) - here:
+            raise StoreError(
+                f"patches {to_ranges(missing)} were reported as written, and are not in {self.folder}; all workers need this disk, at the "
+                "same path"
+            )
 
     def commit(self) -> None:
         """Make everything pasted count as finished, atomically.
@@ -317,19 +358,34 @@ class ZarrCanvas:
         self._recent.clear()
         self._lock.release()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder again, after the run has ended; raises StoreError where another process has it now."""
+        if self._lock.is_locked:
+            yield
+            return
+        self._lock = hold_run(self.folder, self.run_id)
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def discard(self) -> None:
-        """Remove the run's files after its image was saved; the folder stays where foreign files are in it."""
-        remove_drafts_in(self.folder)
-        self.release()
-        for name in (IMAGE, PATCHES, SOLVER, MANIFEST, RUN, LOCK):
-            place = self.folder / name
-            with suppress(OSError):
-                if place.is_dir():
-                    shutil.rmtree(place)
-                else:
-                    place.unlink()
-        with suppress(OSError):
-            self.folder.rmdir()
+        """Remove the run's files after its image was saved.
+
+        The folder stays where foreign files are in it, or another process has taken it up, which then saves the same and removes it.
+        """
+        with suppress(StoreError), self.held():
+            remove_drafts_in(self.folder)
+            for name in (IMAGE, PATCHES, SOLVER, MANIFEST, RUN):
+                place = self.folder / name
+                with suppress(OSError):
+                    if place.is_dir():
+                        shutil.rmtree(place)
+                    else:
+                        place.unlink()
+            self._recent.clear()
+            _remove_lock(self.folder, self._lock)
 
     # --- what others read
 
@@ -391,7 +447,7 @@ class ZarrCanvas:
     def save_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Write the solver state atomically."""
         with explained(self.folder):
-            check_exists(self.folder)
+            check_run(self.folder, self.run_id)
             patiently(
                 lambda: write_atomically(self.folder / SOLVER, lambda file: np.savez(file, allow_pickle=False, **state))
             )
@@ -449,7 +505,7 @@ class ZarrCanvas:
         y0, x0, y1, x1 = self._chunk_box(level, row, column)
         array = self._levels[level]
         with explained(self.folder):
-            check_exists(self.folder)
+            check_run(self.folder, self.run_id)
             patiently(lambda: array.__setitem__((slice(None), slice(y0, y1), slice(x0, x1)), block))
             sync(self.folder / IMAGE / str(level) / "c" / "0" / str(row) / str(column))
 
@@ -472,7 +528,7 @@ class ZarrCanvas:
 
     def _write_manifest(self) -> None:
         with explained(self.folder):
-            check_exists(self.folder)
+            check_run(self.folder, self.run_id)
             content = manifest_of(self._plan, self.finished, self._composed, self.failed, self.facts)
             patiently(lambda: write_json(self.folder / MANIFEST, content))
         self.committed = len(self.finished)
