@@ -637,3 +637,14 @@ def test_seamless_tissue_gives_patches_at_spots(study, tmp_path):
             (obs.source_x0.iloc[k] + obs.source_x1.iloc[k]) / 2,
         ]
         assert np.abs(np.subtract(centre, middle)).max() <= frame.pixel_size / 2 + 1e-6
+
+
+def test_black_images_are_written_as_others_are(tmp_path):
+    """A shard of nothing but zeros would be left out as empty, and be missed when the folder is checked."""
+    import zarr
+
+    from napari_stmdit.dataset.folder import write_images
+
+    zarr.create_array(tmp_path / "i", shape=(2, 8, 8, 3), chunks=(1, 8, 8, 3), shards=(2, 8, 8, 3), dtype="uint8")
+    write_images(tmp_path / "i", 0, np.zeros((2, 8, 8, 3), np.uint8))
+    assert (tmp_path / "i" / "c" / "0" / "0" / "0" / "0").is_file()

@@ -41,6 +41,7 @@ from ..synthesis.session import unfinished_folder
 from ..text import capitalised, some_of
 from ..tissue.export import NEW, SLIDE, SYNTHETIC_SLIDE, Label, label_of_result, png_of
 from ..tissue.spatialdata_store import quiet
+from ..tissue.store_entries import written_array
 from .contents import COLUMNS, FACTS, CheckpointFacts, Contents, Slide, as_arrow, condition_of
 
 if TYPE_CHECKING:
@@ -350,9 +351,7 @@ def make_images(place: Path, contents: Contents, rows_per_shard: int) -> None:
 
 def write_images(place: Path, start: int, pixels: NDArray[np.uint8]) -> None:
     """Write the images of one shard, atomically."""
-    import zarr
-
-    zarr.open_array(place, mode="r+")[start : start + len(pixels)] = pixels
+    written_array(place)[start : start + len(pixels)] = pixels
 
 
 def images_file(number: int) -> str:

@@ -34,7 +34,7 @@ from ..storage.atomic import (
 )
 from ..text import some_of
 from ..tissue.elements import CHUNK, halved_rgba, halvings
-from ..tissue.store_entries import PatchFiles, chunk_path, new_array
+from ..tissue.store_entries import PatchFiles, chunk_path, new_array, written_array
 from ..types import Patch, PatchResult, Plan
 from .canvas import even, feather, masked
 from .identity import differences, is_older
@@ -81,13 +81,10 @@ class PatchStore:
     """
 
     def __init__(self, folder: Path, run_id: str) -> None:
-        import zarr
-
         self._folder, self._run_id = folder, run_id
         with explained(folder):
             check_run(folder, run_id)
-            with zarr.config.set({"array.write_empty_chunks": True}):  # what is written is there, a black patch too
-                self.array = zarr.open_array(folder / PATCHES, mode="r+")
+            self.array = written_array(folder / PATCHES)
 
     def write(self, index: int, pixels: NDArray[np.uint8]) -> None:
         """Write a patch to disk; it counts as finished once the manifest lists it."""

@@ -69,6 +69,14 @@ def new_array(place: Path, count: int, side: int) -> Any:
     )
 
 
+def written_array(place: Path) -> Any:
+    """Open a zarr array to write into, whole chunks of zeros too: an opened one would leave a black image out."""
+    import zarr
+
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        return zarr.open_array(place, mode="r+")
+
+
 def chunk_path(array: Path, index: int) -> Path:
     """Return the file of a patch in such an array."""
     return array / "c" / str(index) / "0" / "0" / "0"
