@@ -144,6 +144,25 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     assert state.comparison is None
 
 
+def test_nothing_synthetic_stands_under_the_name_of_the_slide(viewer, opened):  # noqa: F811
+    state = opened.state
+    first, second = (run(opened, viewer, edits=(EDIT,), seed=seed) for seed in (1, 2))
+    opened.presenter.compare.start("grid", second)
+    assert settle(lambda: len(opened.overlay.labels) == 2)
+    panel = opened.results.list
+    opened.reveal(panel)
+    place = next(k for k in range(panel.count()) if panel.item(k).data(Qt.ItemDataRole.UserRole) == first)
+    at = panel.visualItemRect(panel.item(place)).center()
+    QTest.mouseClick(panel.viewport(), Qt.MouseButton.LeftButton, pos=at)
+    QTest.mouseDClick(panel.viewport(), Qt.MouseButton.LeftButton, pos=at)
+    assert state.comparison.right == first and "synthetic, 1" in opened.overlay.labels[1].text
+    assert [layers.role_of(x) for x in viewer.layers if x.visible] == ["slide", "spots", "context", "result"]
+    viewer.add_image(np.zeros((8, 8)), name="of another plugin")
+    assert settle(lambda: not grid_of(viewer).enabled) and state.comparison is None
+    assert settle(lambda: not opened.overlay.labels) and opened.compare.mode.value() == "off"
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", "result", "spots", None]
+
+
 @pytest.mark.parametrize(("size", "shape"), [((1500, 700), (1, 2)), ((1100, 980), (2, 1))])
 def test_what_the_grid_shows_is_seen(viewer, opened, size, shape):  # noqa: F811
     """The slide first, the result right of it or below, as there is room: the picture on the screen says so, and labels lie where their cells do."""

@@ -374,6 +374,12 @@ def test_a_layer_that_comes_later_takes_no_cell_of_a_comparison(presenter, viewe
     assert [layers.role_of(layer) for layer in viewer.layers].count("preview") == 1
 
 
+def test_a_run_without_the_slides_layer_says_how_it_ended(presenter, viewer):
+    viewer.layers.remove(presenter.view.slide)
+    run(presenter)
+    assert presenter.state.comparison is None and "patches of edited real tissue in" in presenter.state.message.text
+
+
 def test_live_comes_back_after_a_run_of_other_spots(presenter):
     presenter.state.live = True
     words = presenter.state.live_text

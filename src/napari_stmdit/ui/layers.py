@@ -26,6 +26,8 @@ KEY = "stmdit"
 MAX_SINGLE_PX = 2_500_000
 """Maximum size of an image that is shown without a pyramid; of a pyramid napari reads and sends only what is in view."""
 LayerTuple = tuple[Any, dict[str, Any], str]
+IMAGE: Mapping[str, Any] = {"rgb": True, "cache": False}
+"""State of our images. napari's cache is one for all of dask: while a layer with it is drawn, work in other threads fails at random."""
 
 
 def ours(layer: Any) -> Mapping[str, Any]:
@@ -37,6 +39,11 @@ def ours(layer: Any) -> Mapping[str, Any]:
 def role_of(layer: Any) -> str | None:
     """Return the role of a layer of ours, or None."""
     return ours(layer).get("role")
+
+
+def is_synthetic(layer: Any) -> bool:
+    """Return whether a layer of ours shows synthetic pixels, or what they change."""
+    return role_of(layer) in ("result", "stored", "preview", "live", "change")
 
 
 def section_of(layer: Any) -> Section | None:
@@ -105,7 +112,7 @@ def slide_layer(section: Section, role: Role = "slide", name: str = "") -> Layer
     levels = list(image.levels)
     state = {
         "name": name or f"{section.name} H&E" + (" (synthetic)" if section.synthetic else ""),
-        "rgb": True,
+        **IMAGE,
         "multiscale": len(levels) > 1,
         "metadata": metadata(role, section),
         **placing(section, napari_affine(scaling(image.pixel_size), section.calibration.mpp)),
@@ -118,7 +125,7 @@ def outlines_layer(section: Section) -> LayerTuple:
     levels = [np.broadcast_to(np.uint8(0), (*size, 4)) for size in level_sizes(outlines_size(section))]
     state = {
         "name": f"{section.name} cell outlines",
-        "rgb": True,
+        **IMAGE,
         "multiscale": len(levels) > 1,
         "visible": False,
         "metadata": metadata("outlines", section),
@@ -164,7 +171,7 @@ def result_layer(
     """
     state = {
         "name": name,
-        "rgb": True,
+        **IMAGE,
         "metadata": metadata("result", section, **run),
         **placing(section, napari_affine(frame.affine, section.calibration.mpp)),
     }
@@ -185,7 +192,7 @@ def stored_layer(stored: StoredResult) -> LayerTuple:
     more = {"element": stored.element, "provenance": dict(stored.provenance), "stored": stored}
     state = {
         "name": f"{synthetic_words(bool(stored.provenance.get('counterfactual')))} ({stored.element}{expression_words(section)})",
-        "rgb": True,
+        **IMAGE,
         "multiscale": len(levels) > 1,
         "metadata": metadata("stored", section, **more) | {"name": stored.element},
         **placing(section, napari_affine(stored.pixel_to_fullres, section.calibration.mpp)),
@@ -197,7 +204,7 @@ def preview_layer(patch: PatchResult, frame: CanvasFrame, section: Section) -> L
     """Return a small layer with the preview of a patch, at the patch's place."""
     state = {
         "name": "synthetic, being denoised",
-        "rgb": True,
+        **IMAGE,
         "metadata": metadata("preview", section),
         **placing(section, patch_affine(patch, frame, section)),
     }
@@ -208,7 +215,7 @@ def live_layer(rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) ->
     """Return the layer of the live preview; ``rgba`` (h, w, 4) uint8."""
     state = {
         "name": "Live preview: edited real tissue, synthetic (Run makes the result)",
-        "rgb": True,
+        **IMAGE,
         "metadata": metadata("live", section),
         **placing(section, napari_affine(frame.affine, section.calibration.mpp)),
     }

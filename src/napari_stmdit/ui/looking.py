@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..evaluation.measures import stain_density
 from ..synthesis.canvas import MAX_PIXELS, box_at
-from ..tissue.crops import read_patches
+from ..tissue.crops import computed, read_patches
 from ..tissue.geometry import apply
 from ..tissue.images import MIN_LEVEL_PX
 from . import jobs, layers
@@ -40,6 +40,8 @@ class Looking:
         self._known: frozenset[int] = frozenset()
         self.drawing: Callable[[], bool] = lambda: False
         """Whether the user is drawing: nothing moves under the hand."""
+        self.turning: Callable[[int], None] = lambda number: None
+        """Callback with the number of a result before the view moves to it."""
         state.events.results.connect(self._results_changed, max_args=0)
         state.events.chosen_result.connect(self._raise, max_args=0)
 
@@ -67,9 +69,10 @@ class Looking:
     def go(self, number: int | None) -> None:
         """Centre the view on a result; `back` returns."""
         viewer, frames = self._viewer(), self.frames(number)
-        if viewer is None or not len(frames):
+        if viewer is None or number is None or not len(frames):
             return
-        self._results.show(int(number or 0), True)
+        self.turning(number)
+        self._results.show(number, True)
         camera = camera_of(viewer)
         if self._before is None:
             self._before = (tuple(camera.center), float(camera.zoom) * cells_of(viewer).max())
@@ -173,7 +176,7 @@ def canvas_change(entry: ResultEntry, cancelled: Any = lambda: False) -> NDArray
         for x in range(0, width, BLOCK):
             if cancelled():
                 return None
-            block = np.asarray(rgba[y : y + BLOCK, x : x + BLOCK])
+            (block,) = computed(rgba[y : y + BLOCK, x : x + BLOCK])
             if not block[..., 3].any():
                 continue
             box = box_at((int(corner[0]) + y, int(corner[1]) + x), BLOCK, pixel)

@@ -78,6 +78,7 @@ class Presenter:
         self.effects = Effects(self.state, start, self.queue, self.results)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
         self.results.placing = self.compare.make_room
+        self.looking.turning = self.compare.turn_to
         self.runs.edited_tissue = self._compare_edited
         self.changes = Changes(viewer, self.state, start, self.results)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
@@ -554,8 +555,9 @@ class Presenter:
         """Compare edited tissue with the slide, in the mode that is on, else in the preferred one."""
         if self.hand.holding:  # the tissue would move under the brush
             return
-        comparison = self.state.comparison
-        self.compare.start(self.baseline_mode if comparison is None else comparison.mode, number)
+        comparison = self.state.comparison or self.compare.interrupted
+        if not self.compare.fault(number):  # the message of the run stays
+            self.compare.start(self.baseline_mode if comparison is None else comparison.mode, number)
 
     def compare_with_baseline(self, mode: CompareMode | None = None) -> None:
         """Compare the chosen result with the same request without its edits, which is run first if needed.

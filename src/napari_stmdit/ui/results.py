@@ -17,7 +17,7 @@ from ..synthesis.canvas import boxes_around
 from ..synthesis.result import ExportKind, Result, spots_of
 from ..synthesis.stored import StoredResult, StoredResults
 from ..synthesis.variants import noise_key
-from ..tissue.crops import read_patches
+from ..tissue.crops import computed, read_patches
 from ..tissue.elements import is_same_section
 from ..tissue.geometry import apply, mean_scale
 from ..types import Section
@@ -142,7 +142,7 @@ def patch_at(
     y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + side, height), min(x + side, width)
     if y0 >= y1 or x0 >= x1:
         return None
-    block = np.asarray(rgba[y0:y1, x0:x1])
+    (block,) = computed(rgba[y0:y1, x0:x1])
     pixels = np.full((side, side, 3), 255, dtype=np.uint8)
     alpha = block[..., 3:] > 0
     pixels[y0 - y : y1 - y, x0 - x : x1 - x] = np.where(alpha, block[..., :3], 255)
@@ -267,8 +267,9 @@ class ResultList:
         """Add a finished or stopped run to the list."""
         request, record = result.plan.request, result.provenance
         spots, planned = spots_of(result.section, request, record)
+        visible, picture = self._layers[number].visible, thumbnail_of(result.rgba)
         entry = ResultEntry(
-            number, name, result.section, request, record, spots, planned, result, thumbnail=thumbnail_of(result.rgba)
+            number, name, result.section, request, record, spots, planned, result, visible, thumbnail=picture
         )
         self.state.chosen_result = number  # before the list is shown anew, which then marks it
         self.state.results = (*self.state.results, entry)
