@@ -234,6 +234,17 @@ def test_a_data_set_is_written_while_the_viewer_goes_on(viewer, opened, tmp_path
     assert len(anndata.read_zarr(tmp_path / "data" / "anndata" / "dataset.zarr")) == 16
 
 
+def test_a_copy_of_a_result_by_napari_is_no_result(viewer, opened):  # noqa: F811
+    run(opened, viewer)
+    viewer.layers.selection = {opened.presenter.results.layer(1)}
+    from napari.layers._layer_actions import _duplicate_layer
+
+    _duplicate_layer(viewer.layers)
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", None, "spots"]
+    opened.presenter.results.layer(1).name = "by napari"
+    assert settle(lambda: opened.results.list.item(0).text() == "by napari (synthetic)")
+
+
 def test_rename_hide_and_delete_in_the_list(viewer, opened, monkeypatch):  # noqa: F811
     state = opened.state
     run(opened, viewer)

@@ -341,6 +341,51 @@ def test_results_of_a_section_that_is_opened_again_are_its_own(presenter, tiny_s
     assert presenter.results.made(entry.request, presenter.state.checkpoint) is None
 
 
+def test_no_change_of_another_section_lies_over_this_one(presenter, tiny_section, tmp_path):
+    first, second = run(presenter), run(presenter, steps=4)
+    presenter.compare.stop()
+    presenter.changes.show(first.number, True)
+    assert presenter.changes.layer(first.number).visible
+    presenter.show(replace(tiny_section, path=tmp_path / "another"))
+    assert not presenter.changes.layer(first.number).visible and not presenter.state.changes
+    for entry in (first, second):
+        presenter.state.message = None
+        presenter.changes.show(entry.number, True)
+        assert presenter.state.message.text.startswith(f"Open {tiny_section.name} first")
+    assert not presenter.state.changes and presenter.changes.layer(second.number) is None
+    presenter.changes._made(presenter.results.entry(second.number), [np.ones((4, 4), np.float32)])  # measured meanwhile
+    assert presenter.changes.layer(second.number) is None
+
+
+def test_every_picture_that_is_not_the_slide_says_so_whatever_it_is_called(presenter, viewer):
+    presenter.state.live = True
+    assert layers.role_of(presenter.live._layer) == "live"
+    presenter.live._layer.name = "mine"
+    assert presenter.live._layer.name == "mine (edited real tissue, synthetic)"
+    entry = run(presenter)
+    presenter.compare.stop()
+    presenter.changes.show(entry.number, True)
+    presenter.changes.layer(entry.number).name = "what changed"
+    assert presenter.changes.layer(entry.number).name == "what changed (edited real tissue, synthetic)"
+    presenter.results.layer(entry.number).name = "synthetic tumour"
+    assert presenter.results.entry(entry.number).name == "synthetic tumour (edited real tissue, synthetic)"
+
+
+def test_results_stay_where_they_were_when_spots_are_excluded_and_included(presenter, tiny_section):
+    shown, hidden = run(presenter), run(presenter, steps=4)
+    presenter.compare.stop()
+    presenter.changes.show(shown.number, True)
+    presenter.results.show(hidden.number, False)
+    for step in (lambda: presenter.corrections.exclude("fold"), presenter.corrections.include):
+        presenter.select(tiny_section.spots.ids[:2].tolist())
+        before = presenter.state.section
+        step()
+        assert presenter.state.section is not before
+        assert [entry.visible for entry in presenter.state.results] == [True, False]
+        assert presenter.state.changes == {shown.number}
+        assert all(entry.section is presenter.state.section for entry in presenter.state.results)
+
+
 def test_faults_of_a_result_are_not_those_of_the_form(presenter):
     entry = run(presenter)
     unknown = edit_of(presenter.state.section.spots.ids).model_copy(update={"genes": ("NOPE",)})

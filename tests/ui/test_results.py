@@ -118,9 +118,40 @@ def test_renaming_keeps_saying_that_it_is_synthetic(presenter, by_hand):
     presenter.results.rename(number, "tumour")
     assert presenter.state.results[0].name == "tumour (synthetic)" == presenter.results.layer(number).name
     presenter.results.layer(number).name = "by napari"  # a name is no identity
-    assert presenter.state.results[0].name == "by napari"
+    assert presenter.state.results[0].name == "by napari (synthetic)" == presenter.results.layer(number).name
     presenter.results.delete(number)
     assert not presenter.state.results
+
+
+def test_a_copy_by_napari_is_no_layer_of_ours_and_still_says_that_it_is_synthetic(presenter, viewer, by_hand):
+    from napari.layers._layer_actions import _duplicate_layer, _split_rgb
+
+    number = run(presenter, by_hand)
+    own = [presenter.view.slide, presenter.results.layer(number), presenter.view.spots]
+    for layer in own:
+        viewer.layers.selection = {layer}
+        _duplicate_layer(viewer.layers)
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", None, "result", None, "spots", None]
+    copy = viewer.layers[3]
+    copy.name = "mine"
+    assert copy.name == "mine (synthetic)"
+    viewer.layers.selection.active = own[1]
+    _split_rgb(viewer.layers)
+    assert not presenter.state.results
+    assert [layers.role_of(x) for x in viewer.layers if layers.role_of(x)] == ["slide", "spots"]
+
+
+def test_copies_that_were_there_before_the_dock_are_not_taken_for_the_section(tiny_section, by_hand):
+    from napari.layers._layer_actions import _duplicate_layer
+
+    viewer = ViewerModel()
+    for data in layers.section_layers(tiny_section):
+        viewer.layers.selection = {viewer.add_layer(layers.make(data))}
+        _duplicate_layer(viewer.layers)
+    made = Presenter(viewer, by_hand)
+    made.adopt()
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", None, "spots", None]
+    assert (made.view.slide, made.view.spots) == (viewer.layers[0], viewer.layers[2])
 
 
 def test_run_again_gives_the_same_pixels(presenter, by_hand):

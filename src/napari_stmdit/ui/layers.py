@@ -46,6 +46,34 @@ def is_synthetic(layer: Any) -> bool:
     return role_of(layer) in ("result", "stored", "preview", "live", "change")
 
 
+def keep_label(layer: Any) -> None:
+    """Complete a layer's name, now and whenever somebody changes it, with what it has to say: that it is synthetic, and edited."""
+    section, record = section_of(layer), dict(ours(layer).get("provenance") or {})
+    edited = role_of(layer) in ("live", "change") or bool(record.get("counterfactual"))
+    synthetic = is_synthetic(layer) or (role_of(layer) == "slide" and section is not None and section.synthetic)
+
+    def complete(event: Any = None) -> None:
+        layer.name = completed(layer.name, edited)
+
+    if synthetic:
+        layer.events.name.connect(complete, position="last")
+        complete()
+
+
+def completed(name: str, edited: bool) -> str:
+    """Return a name that says that what it names is synthetic, and edited."""
+    needed = ("edited", "synthetic") if edited else ("synthetic",)
+    return name if all(word in name.lower() for word in needed) else f"{name} ({synthetic_words(edited)})"
+
+
+def claim(layer: Any) -> None:
+    """Take our record from a layer that napari copied from one of ours: it is the user's own, and keeps only the name."""
+    record = layer.metadata.get(KEY)
+    if isinstance(record, dict) and record.setdefault("layer", layer.unique_id) != layer.unique_id:
+        keep_label(layer)
+        del layer.metadata[KEY]
+
+
 def section_of(layer: Any) -> Section | None:
     """Return the section a layer shows, or None."""
     section = ours(layer).get("section")
@@ -370,7 +398,7 @@ def _nothing() -> None:
 
 
 def protect(layer: Any, refused: Callable[[], None] = _nothing, choose_all: Callable[[], None] = _nothing) -> None:
-    """Disable napari's tools, keys and hints on a layer.
+    """Disable napari's tools, keys and hints on a layer, and keep what its name has to say.
 
     Parameters
     ----------
@@ -389,6 +417,7 @@ def protect(layer: Any, refused: Callable[[], None] = _nothing, choose_all: Call
         if layer.help:  # it offers the modes
             layer.help = ""
 
+    keep_label(layer)
     layer.events.editable.connect(keep, position="last")
     layer.events.help.connect(keep, position="last")
     for keys in KEYS:

@@ -229,7 +229,9 @@ class Changes:
     def show(self, number: int, visible: bool) -> None:
         """Show or hide the change of a result."""
         entry, layer = self._results.entry(number), self._layers.get(number)
-        if layer is not None:
+        if visible and (fault := self._results.elsewhere(number)):
+            self._tell("warning", fault)
+        elif layer is not None:
             layer.visible = visible
         elif visible and entry is not None and entry.counterfactual:
             height, width = canvas_of(entry)[0].shape[:2]
@@ -258,6 +260,9 @@ class Changes:
     def _made(self, entry: ResultEntry, levels: list[NDArray[np.float32]]) -> None:
         viewer, below = self._viewer(), self._results.layer(entry.number)
         if viewer is None or below is None or below not in viewer.layers:
+            return
+        if fault := self._results.elsewhere(entry.number):  # another section was opened meanwhile
+            self._tell("warning", fault)
             return
         if not np.isfinite(levels[0]).any():
             self._tell("info", f"Nothing differs from the slide in {entry.name}.")

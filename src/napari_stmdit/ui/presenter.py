@@ -125,7 +125,10 @@ class Presenter:
     def adopt(self) -> None:
         """Use a section whose layers are already in the viewer, as from a reader or the sample menu."""
         viewer = self._viewer()
-        for layer in reversed(viewer.layers if viewer is not None else ()):
+        own = [] if viewer is None else list(viewer.layers)
+        for layer in own:  # napari puts a copy over what it copied
+            layers.claim(layer)
+        for layer in reversed(own):
             section = layers.section_of(layer)
             if section is not None and layers.role_of(layer) == "spots":
                 self.show(section)
@@ -202,16 +205,16 @@ class Presenter:
         again = before is not None and before.path is not None and before.path == section.path
         selected = self.state.selected if again else ()
         self.close_section()
+        self.results.opened_again(section)
         if view is not None:
             view.remove()
-            for entry in self.state.results:  # of another tissue: they are kept, but would lie over this one
+            for entry in self.state.results:
                 if again and entry.stored is not None and entry.saved is not None:
                     self.results.delete(entry.number)  # its store is read again
-                else:
-                    self.results.show(entry.number, False)
+                elif entry.section is not section:  # it is kept, but would lie over another tissue
+                    self._hide(entry.number)
         self.view = SectionView(viewer, section, self._refused, self.select_all, self._read_outlines)
         state = self.state
-        self.results.opened_again(section)
         state.section = section
         self.view.show()
         if self.view.slide is not None:
@@ -429,7 +432,7 @@ class Presenter:
                 if layer is not None:
                     layer.visible = False
             for entry in self.state.results:
-                self.results.show(entry.number, False)
+                self._hide(entry.number)
             self._left = view  # napari may be removing many layers, and fails where one of them is gone already
             self.after_removal(self._remove_left)
         if section is not None:
@@ -437,6 +440,10 @@ class Presenter:
             self.choosing.section_changed(section, None)
             text = "was closed, as its layer of spots was removed. Open it again, and its edits and named selections are back."
             self.state.tell("info", f"{section.name} {text}")
+
+    def _hide(self, number: int) -> None:
+        self.results.show(number, False)
+        self.changes.show(number, False)
 
     def _remove_left(self) -> None:
         """Remove the other layers of a section whose spots the user removed, and the results that its store holds."""
@@ -652,6 +659,7 @@ class Presenter:
         self._link()
 
     def _inserted(self, event: Any) -> None:
+        layers.claim(event.value)
         section = layers.section_of(event.value)
         if section is not None and layers.role_of(event.value) == "spots" and section is not self.state.section:
             self._take_up(section)

@@ -330,12 +330,10 @@ class ResultList:
             layer.visible = visible
 
     def rename(self, number: int, name: str) -> None:
-        """Rename a result; a name that does not say that it is synthetic is completed."""
-        layer, entry, name = self._layers.get(number), self.entry(number), name.strip()
-        if layer is not None and entry is not None and name:
-            needed = ("edited", "synthetic") if entry.counterfactual else ("synthetic",)
-            said = all(word in name.lower() for word in needed)
-            layer.name = name if said else f"{name} ({layers.synthetic_words(entry.counterfactual)})"
+        """Rename a result; its layer completes a name that does not say that it is synthetic."""
+        layer, name = self._layers.get(number), name.strip()
+        if layer is not None and name:
+            layer.name = name
 
     def delete(self, number: int) -> None:
         """Remove a result from the viewer and the list; a saved copy stays."""
