@@ -304,7 +304,7 @@ def test_layers_read_back_say_what_they_are(presenter, tmp_path, viewer):
     entry = run(presenter)
     presenter.results.save(entry.number, str(tmp_path / "out.zarr"))
     (data,), _ = layers.stored_layers(open_section(tmp_path / "out.zarr"))
-    assert data[1]["name"].startswith("edited real tissue, synthetic (")
+    assert data[1]["name"] == entry.name and "(edited real tissue, synthetic, " in entry.name
 
 
 def test_a_result_of_another_section_is_neither_run_again_nor_laid_over_this_one(presenter, tiny_section, tmp_path):
@@ -423,6 +423,15 @@ def test_a_run_without_the_slides_layer_says_how_it_ended(presenter, viewer):
     viewer.layers.remove(presenter.view.slide)
     run(presenter)
     assert presenter.state.comparison is None and "patches of edited real tissue in" in presenter.state.message.text
+
+
+def test_live_says_what_is_wrong_as_the_run_bar_does(presenter):
+    presenter.state.live = True
+    nobody = Scale(programs=("nobody's program",), factor=2.0, spots=presenter.state.request.edits[0].spots)
+    presenter.state.request = presenter.state.request.model_copy(update={"edits": (nobody,)})
+    presenter.runs.preview()
+    words = " ".join(presenter.state.faults.values())
+    assert words and presenter.state.live_text == f"Live stopped: {words}"
 
 
 def test_live_comes_back_after_a_run_of_other_spots(presenter):

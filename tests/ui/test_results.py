@@ -10,7 +10,8 @@ from presenting import EDIT, presenter_with, run
 from standins import NoiseModel, card_for
 from tiny import TINY_GENES
 
-from napari_stmdit.edits import KnockOut
+from napari_stmdit.edits import KnockOut, Swap, Towards
+from napari_stmdit.regions import AllSpots
 from napari_stmdit.ui import layers
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.state import RunStatus
@@ -38,14 +39,17 @@ def test_pressing_run_amid_a_run_queues_it(presenter, by_hand):
 
 def test_a_stopped_run_holds_the_queue_until_the_user_goes_on(presenter, by_hand):
     presenter.select(presenter.state.section.spots.ids[:9].tolist())
+    presenter.state.batch = 4
     presenter.runs.run()
     presenter.runs.run()
-    by_hand.step()
+    while presenter.state.progress is None or not presenter.state.progress.patches_done:
+        by_hand.step()
     presenter.stop()
     by_hand.finish()
     assert presenter.state.status is RunStatus.STOPPED
     assert presenter.state.queue_held
     assert "1 queued" in presenter.state.message.text
+    assert presenter.state.message.offers == ("go_on",)
     presenter.queue.resume()
     assert presenter.state.status is RunStatus.RUNNING
     by_hand.finish()
@@ -165,6 +169,51 @@ def test_run_again_gives_the_same_pixels(presenter, by_hand):
     presenter.reuse(number)
     assert presenter.state.request.seed == 12
     assert presenter.state.selected == first.spots
+
+
+def test_settings_of_another_section_come_without_its_spots(presenter, by_hand, tiny_section):
+    ids = tiny_section.spots.ids.tolist()
+    edits = (
+        KnockOut(genes=("KRT8",), spots={ids[0]: 0.5}, strength=0.3),
+        Swap(group_a=(ids[0],), group_b=(ids[1],), name="swapped"),
+        Towards(target_spots=(ids[4],), genes=("ERBB2",)),
+    )
+    number = run(presenter, by_hand, edits=edits, seed=12, morphology=ids[2])
+    shifted = replace(tiny_section.spots, yx=tiny_section.spots.yx + 3)  # the same ids elsewhere
+    presenter.show(replace(tiny_section, name="other", path=None, spots=shifted))
+    presenter.select(ids[7:9])
+    presenter.reuse(number)
+    request = presenter.state.request
+    assert request.seed == 12 and request.edits == (KnockOut(genes=("KRT8",), strength=0.3),)
+    assert request.morphology == "own" and request.region == AllSpots()
+    assert presenter.state.selected == tuple(ids[7:9]) and not presenter.state.painted
+    text = presenter.state.message.text
+    assert f"It was made from {tiny_section.name}: its spots are not taken, nor what names them: swapped;" in text
+
+
+def test_a_stored_result_keeps_its_name(presenter, by_hand, tmp_path):
+    from napari_stmdit.synthesis.stored import stored_results
+    from napari_stmdit.tissue.open import open_section
+
+    store = tmp_path / "out.zarr"
+    names = []
+    for name in ("my favourite", ""):
+        number = run(presenter, by_hand, edits=(EDIT,))
+        presenter.results.rename(number, name)
+        names.append(presenter.results.entry(number).name)
+        presenter.results.save(number, str(store))
+        by_hand.finish()
+    presenter.state.results[1].result.save(store)  # as a script does, which gives no name
+    found = stored_results(open_section(store))
+    assert [layers.stored_layer(one)[1]["name"] for one in found] == [
+        *names,
+        "more ERBB2, 3 spots (synthetic, stmdit_3)",
+    ]
+    assert names[0] == "my favourite (synthetic)"
+    bare = replace(found[0], provenance={**found[0].provenance, "name": "photograph"})
+    assert layers.stored_layer(bare)[1]["name"] == "photograph (synthetic)"
+    nothing = replace(found[0], provenance={})
+    assert layers.stored_layer(nothing)[1]["name"] == "synthetic (stmdit_1)"
 
 
 def test_run_again_with_another_checkpoint_is_refused(presenter, by_hand, card):

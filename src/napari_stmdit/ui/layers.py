@@ -11,7 +11,9 @@ import numpy as np
 from napari.layers import Layer
 from numpy.typing import NDArray
 
+from ..errors import StoreError
 from ..intent import Request
+from ..synthesis.result import spots_of
 from ..synthesis.stored import StoredResult, read_stored
 from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
@@ -91,7 +93,9 @@ def synthetic_words(counterfactual: bool) -> str:
     return "edited real tissue, synthetic" if counterfactual else "synthetic"
 
 
-def result_words(request: Request, spots: Sequence[str], section: Section, counterfactual: bool, number: int) -> str:
+def result_words(
+    request: Request, spots: Sequence[str], section: Section, counterfactual: bool, number: int | str
+) -> str:
     """Return the name of a result: the change, where, and that it is synthetic."""
     edits = [edit.name or describe(edit) for edit in request.edits if edit.enabled]
     what = some_of(edits, 2, "; ") if edits else "as measured"
@@ -100,6 +104,18 @@ def result_words(request: Request, spots: Sequence[str], section: Section, count
     by_embeddings = section.expression.kind == "none" and request.expression != "null"
     expression = ", expression by embeddings" if by_embeddings else expression_words(section)
     return f"{what}, {seamless}{where} ({synthetic_words(counterfactual)}{expression}, {number})"
+
+
+def stored_name(stored: StoredResult) -> str:
+    """Return the name that a stored result was saved under, else one by what was asked for."""
+    edited = bool(stored.provenance.get("counterfactual"))
+    if name := stored.provenance.get("name"):
+        return completed(str(name), edited)
+    try:
+        spots, _ = spots_of(stored.section, stored.request, stored.provenance)
+        return result_words(stored.request, spots, stored.section, edited, stored.element)
+    except StoreError:
+        return f"{synthetic_words(edited)} ({stored.element}{expression_words(stored.section)})"
 
 
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
@@ -219,7 +235,7 @@ def stored_layer(stored: StoredResult) -> LayerTuple:
     levels = list(stored.levels) if height * width > MAX_SINGLE_PX else [stored.rgba]
     more = {"element": stored.element, "provenance": dict(stored.provenance), "stored": stored}
     state = {
-        "name": f"{synthetic_words(bool(stored.provenance.get('counterfactual')))} ({stored.element}{expression_words(section)})",
+        "name": stored_name(stored),
         **IMAGE,
         "multiscale": len(levels) > 1,
         "metadata": metadata("stored", section, **more) | {"name": stored.element},

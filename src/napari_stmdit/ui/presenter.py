@@ -17,6 +17,8 @@ from ..expression.genes import match_genes
 from ..intent import Request
 from ..regions import AllSpots
 from ..synthesis.plan import gene_fault, region_rows
+from ..text import some_of
+from ..tissue.elements import is_same_section
 from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
 from . import jobs, layers
@@ -32,6 +34,7 @@ from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
 from .section_view import Choosing, Corrections, SectionView, combine, inverted
 from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, Offer, SpotLook, Tool, WorkbenchState
+from .strokes import without_spots
 from .tools import DataSets, Effects, Evaluations, Example, Groups, Sheets, remember_section
 
 PLANNED_AT_ONCE = 500
@@ -548,15 +551,20 @@ class Presenter:
             self.runs.stop()
 
     def reuse(self, number: int) -> None:
-        """Load a result's request into the form, and select its spots where the open section has them."""
+        """Load a result's request into the form, and select its spots; of another section's none are taken, as its ids mean others here."""
         entry, section = self.results.entry(number), self.state.section
         if entry is None:
             return
-        self.state.request = entry.request.model_copy(update={"section": self.state.request.section})
+        asked, spots, said = entry.request, entry.spots, ""
+        if section is not None and not is_same_section(entry.section, section):
+            (asked, left_out), spots = without_spots(asked), ()
+            said = f" It was made from {entry.section.name}: its spots are not taken"
+            said += f", nor what names them: {some_of(left_out, 3, '; ')}." if left_out else "."
+        self.state.request = asked.model_copy(update={"section": self.state.request.section})
         known = set() if section is None else set(section.spots.ids.tolist())
-        if entry.section is section or set(entry.spots) <= known:
-            self.select(entry.spots)
-        self.state.tell("info", f"The form now holds the request of {entry.name}.")
+        if chosen := [spot for spot in spots if spot in known]:
+            self.select(chosen)
+        self.state.tell("info", f"The form now holds the request of {entry.name}.{said}")
 
     def _compare_edited(self, number: int) -> None:
         """Compare edited tissue with the slide, in the mode that is on, else in the preferred one."""

@@ -352,7 +352,8 @@ class ResultList:
         def saved(element: str) -> None:
             self._note_saved(number, f"{path} as {element}")
 
-        self._write(jobs.saving(entry.source, path), saved, entry.name)
+        named = replace(entry.source, provenance={**entry.source.provenance, "name": entry.name})
+        self._write(jobs.saving(named, path), saved, entry.name)
 
     def export(self, number: int, path: str, kind: ExportKind) -> None:
         """Write a result into a file or folder for other programs, off the GUI thread."""

@@ -166,7 +166,7 @@ class RunQueue:
         self._state.queue_held = bool(self._waiting) and not well
         if self._state.queue_held:
             text = f"{self._state.message.text} {len(self._waiting)} queued: press Continue to go on."
-            self._state.tell(self._state.message.kind, text)
+            self._state.tell(self._state.message.kind, text, *self._state.message.offers)
         elif well:
             self.resume()
 
