@@ -1,5 +1,9 @@
 """Runs, comparisons, results and their files in a real viewer, driven by mouse and keyboard."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from models_for_ui import SlowModel, Tinted
@@ -190,6 +194,47 @@ def test_a_comparison_ends_with_its_window(viewer, opened):  # noqa: F811
     settle(lambda: False, 0.2)
     viewer.close()
     settle(lambda: False, 0.3)
+
+
+QUITTING = """
+import sys
+import napari
+from models_for_ui import Tinted
+from qtpy.QtCore import QTimer
+from standins import card_for
+from napari_stmdit.tissue.open import open_section
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
+from napari_stmdit.ui.presenter import Presenter
+from viewing import settle
+
+Presenter.prepare = lambda self: None
+viewer = napari.Viewer(show=True)
+presenter = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1].presenter
+section = open_section(sys.argv[1])
+card = card_for(tuple(section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
+presenter.use_model(Tinted(card)), presenter.show(section)
+presenter.select(section.spots.ids[:3].tolist())
+for seed in (1, 2, 3):
+    presenter.state.request = presenter.state.request.model_copy(update={"seed": seed})
+    presenter.runs.run()
+    assert settle(lambda: len(presenter.state.results) == seed and not presenter.state.status.busy)
+presenter.compare.start("grid", 3)
+for number in (1, 2, 3):
+    presenter.results.save(number, sys.argv[2])
+QTimer.singleShot(0, viewer.window._qt_window.close)
+napari.run()
+assert presenter.state.comparison is None
+"""
+
+
+def test_what_is_queued_to_be_saved_is_saved_before_napari_ends(tiny_folder, tmp_path):
+    from napari_stmdit.tissue.store_entries import list_results
+
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "STMDIT_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", QUITTING, str(tiny_folder), str(tmp_path / "out.zarr")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | paths, check=False)
+    assert list_results(tmp_path / "out.zarr") == ("stmdit_1", "stmdit_2", "stmdit_3"), done.stderr
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # noqa: F811

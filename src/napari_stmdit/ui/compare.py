@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from psygnal import EmitLoopError
 
 from ..errors import first_line
 from . import layers
@@ -420,7 +422,9 @@ class Comparing:
             change.disconnect(self._disturbed)
         self._watched, self.interrupted = [], None
         for way in (self.grid, self.swipe, self.fade):
-            way.stop()
+            # of a window that was closed the canvas is gone, with all there was to restore
+            with suppress(RuntimeError, EmitLoopError):
+                way.stop()
         self.state.comparison = None
 
     def make_room(self) -> None:

@@ -598,6 +598,7 @@ class Presenter:
     def close(self) -> None:
         """End all work; finished patches of a run are kept."""
         self._unlinked = None
+        self._saves.finish()  # first: what was asked for is written, whatever fails below
         self._end_work()
         self.keeping.close()
         self.acquisition.close()
@@ -608,7 +609,6 @@ class Presenter:
         self.corrections.close()
         self.groups.close()
         self.compare.stop()
-        self._saves.finish()
         for lane in self._lanes:
             self._abandon(lane)
 
