@@ -365,7 +365,7 @@ class Comparing:
         self.fade = Fade(viewer)
         self.interrupted: Comparison | None = None
         """Comparison that a new layer ended; the next one takes up its mode and its seam."""
-        self._watched: list[Any] = []
+        self._watched: list[tuple[Any, Callable[..., None]]] = []
 
     def fault(self, right: int | None, left: int | None = None) -> str:
         """Return why two results, or a result and the slide, cannot be compared, in words; empty where they can."""
@@ -412,14 +412,19 @@ class Comparing:
             watched = [x for x in viewer.layers if layers.is_synthetic(x) and x is not upper and x is not below]
             (self.swipe if mode == "swipe" else self.fade).start(below, upper, watched, position)
         events = viewer.layers.events
-        self._watched = [*changes, events.inserted, events.reordered, *(x.events.visible for x in watched)]
-        for change in self._watched:
-            change.connect(self._disturbed, position="last")
+        for change in (events.inserted, events.reordered):
+            change.connect(self.make_room, position="last")  # after napari's own
+        for change in changes:
+            change.connect(self.make_room)
+        self._watched = [(change, self.make_room) for change in (events.inserted, events.reordered, *changes)]
+        for layer in watched:
+            layer.events.visible.connect(self._shown_or_hidden, position="last")
+            self._watched.append((layer.events.visible, self._shown_or_hidden))
 
     def stop(self) -> None:
         """End the active comparison."""
-        for change in self._watched:
-            change.disconnect(self._disturbed)
+        for change, do in self._watched:
+            change.disconnect(do)
         self._watched, self.interrupted = [], None
         for way in (self.grid, self.swipe, self.fade):
             # of a window that was closed the canvas is gone, with all there was to restore
@@ -440,12 +445,10 @@ class Comparing:
         if comparison is not None and number not in (comparison.left, comparison.right):
             self.start(comparison.mode, number)
 
-    def _disturbed(self, event: Any) -> None:
-        """End a comparison whose layers were moved, or that others were shown beside, and keep what the user did."""
-        layer, visible = event.source, getattr(event.source, "visible", None)
-        if event.type != "visible":
-            self.make_room()
-        elif visible != self.uses(layer):  # napari also tells where nothing changed
+    def _shown_or_hidden(self, event: Any) -> None:
+        """End a comparison where the user shows something beside it, or hides a part of it, and do that."""
+        layer, visible = event.source, event.source.visible
+        if visible != self.uses(layer):  # napari also tells where nothing changed
             self.make_room()
             layer.visible = visible
 
