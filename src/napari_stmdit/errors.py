@@ -42,6 +42,11 @@ class RequestError(StmditError):
         self.faults = tuple(faults)
         super().__init__("\n".join(f"{place}: {message}" for place, message in self.faults))
 
+    @property
+    def words(self) -> str:
+        """The faults without their places, which say little to who has no file of the request."""
+        return " ".join(dict.fromkeys(message for _, message in self.faults))
+
 
 class CheckpointError(StmditError):
     """Error of a checkpoint: unsafe to read, incomplete, or unfit."""

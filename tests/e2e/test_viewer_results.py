@@ -1,5 +1,9 @@
 """Runs, comparisons, results and their files in a real viewer, driven by mouse and keyboard."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from models_for_ui import SlowModel, Tinted
@@ -144,6 +148,25 @@ def test_comparing_by_mouse_and_keyboard(viewer, opened):  # noqa: F811
     assert state.comparison is None
 
 
+def test_nothing_synthetic_stands_under_the_name_of_the_slide(viewer, opened):  # noqa: F811
+    state = opened.state
+    first, second = (run(opened, viewer, edits=(EDIT,), seed=seed) for seed in (1, 2))
+    opened.presenter.compare.start("grid", second)
+    assert settle(lambda: len(opened.overlay.labels) == 2)
+    panel = opened.results.list
+    opened.reveal(panel)
+    place = next(k for k in range(panel.count()) if panel.item(k).data(Qt.ItemDataRole.UserRole) == first)
+    at = panel.visualItemRect(panel.item(place)).center()
+    QTest.mouseClick(panel.viewport(), Qt.MouseButton.LeftButton, pos=at)
+    QTest.mouseDClick(panel.viewport(), Qt.MouseButton.LeftButton, pos=at)
+    assert state.comparison.right == first and "synthetic, 1" in opened.overlay.labels[1].text
+    assert [layers.role_of(x) for x in viewer.layers if x.visible] == ["slide", "spots", "context", "result"]
+    viewer.add_image(np.zeros((8, 8)), name="of another plugin")
+    assert settle(lambda: not grid_of(viewer).enabled) and state.comparison is None
+    assert settle(lambda: not opened.overlay.labels) and opened.compare.mode.value() == "off"
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", "result", "spots", None]
+
+
 @pytest.mark.parametrize(("size", "shape"), [((1500, 700), (1, 2)), ((1100, 980), (2, 1))])
 def test_what_the_grid_shows_is_seen(viewer, opened, size, shape):  # noqa: F811
     """The slide first, the result right of it or below, as there is room: the picture on the screen says so, and labels lie where their cells do."""
@@ -171,6 +194,47 @@ def test_a_comparison_ends_with_its_window(viewer, opened):  # noqa: F811
     settle(lambda: False, 0.2)
     viewer.close()
     settle(lambda: False, 0.3)
+
+
+QUITTING = """
+import sys
+import napari
+from models_for_ui import Tinted
+from qtpy.QtCore import QTimer
+from standins import card_for
+from napari_stmdit.tissue.open import open_section
+from napari_stmdit.ui.manifest import DOCK, PLUGIN
+from napari_stmdit.ui.presenter import Presenter
+from viewing import settle
+
+Presenter.prepare = lambda self: None
+viewer = napari.Viewer(show=True)
+presenter = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)[1].presenter
+section = open_section(sys.argv[1])
+card = card_for(tuple(section.spots.genes.symbols.tolist()), patch_px=64, patch_mpp=0.7)
+presenter.use_model(Tinted(card)), presenter.show(section)
+presenter.select(section.spots.ids[:3].tolist())
+for seed in (1, 2, 3):
+    presenter.state.request = presenter.state.request.model_copy(update={"seed": seed})
+    presenter.runs.run()
+    assert settle(lambda: len(presenter.state.results) == seed and not presenter.state.status.busy)
+presenter.compare.start("grid", 3)
+for number in (1, 2, 3):
+    presenter.results.save(number, sys.argv[2])
+QTimer.singleShot(0, viewer.window._qt_window.close)
+napari.run()
+assert presenter.state.comparison is None
+"""
+
+
+def test_what_is_queued_to_be_saved_is_saved_before_napari_ends(tiny_folder, tmp_path):
+    from napari_stmdit.tissue.store_entries import list_results
+
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "STMDIT_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", QUITTING, str(tiny_folder), str(tmp_path / "out.zarr")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | paths, check=False)
+    assert list_results(tmp_path / "out.zarr") == ("stmdit_1", "stmdit_2", "stmdit_3"), done.stderr
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_save_reopen_and_run_again(viewer, opened, tmp_path, monkeypatch):  # noqa: F811
@@ -213,6 +277,17 @@ def test_a_data_set_is_written_while_the_viewer_goes_on(viewer, opened, tmp_path
     assert "was written: 16 images" in state.message.text
     assert panel.save_data_set.text() == "Data set…"
     assert len(anndata.read_zarr(tmp_path / "data" / "anndata" / "dataset.zarr")) == 16
+
+
+def test_a_copy_of_a_result_by_napari_is_no_result(viewer, opened):  # noqa: F811
+    run(opened, viewer)
+    viewer.layers.selection = {opened.presenter.results.layer(1)}
+    from napari.layers._layer_actions import _duplicate_layer
+
+    _duplicate_layer(viewer.layers)
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", "result", None, "spots"]
+    opened.presenter.results.layer(1).name = "by napari"
+    assert settle(lambda: opened.results.list.item(0).text() == "by napari (synthetic)")
 
 
 def test_rename_hide_and_delete_in_the_list(viewer, opened, monkeypatch):  # noqa: F811

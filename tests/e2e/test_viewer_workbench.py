@@ -282,6 +282,9 @@ def test_faults_and_facts_are_shown(opened, card):
     assert settle(lambda: "nowhere" in opened.synthesize.faults["morphology"].plain())
     presenter.use_model(CropModel(card_for(tuple(f"G{k}" for k in range(50)), patch_px=64, patch_mpp=0.7)))
     assert "0 of the 50 genes" in opened.section.fault.plain()
+    assert settle(lambda: "Cannot run" in opened.run_bar.words.plain())
+    assert "nowhere" in opened.run_bar.words.plain() and "the reason stands above." in opened.run_bar.words.plain()
+    assert "50 genes" not in opened.run_bar.words.plain()
     presenter.use_model(CropModel(card_for(card.genes, patch_px=64, patch_mpp=0.2)))
     assert "Cannot synthesize" in opened.section.fault.plain()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dask.array as da
 import numpy as np
 import pytest
+from dask.callbacks import Callback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -207,3 +208,17 @@ def test_levels_of_odd_sizes_are_not_stretched():
 
 def test_no_boxes_give_no_patches():
     assert read_patches(marked((1,)), [], 16).shape == (0, 16, 16, 3)
+
+
+def test_a_cache_that_another_thread_turned_on_for_dask_breaks_no_reading():
+    """napari does so while it draws a lazy layer; its cache then misses tasks of other threads."""
+    image = slide_of(waves((600, 600), 0.5))
+    box = (20.0, 30.0, 320.0, 330.0)
+    expected = read_patches(image, [box], 64)
+
+    def lost(key, *_):
+        raise KeyError(key)
+
+    with Callback(pretask=lost, posttask=lost):
+        np.testing.assert_array_equal(read_patches(image, [box], 64), expected)
+        background_colour(image)

@@ -304,7 +304,7 @@ def test_layers_read_back_say_what_they_are(presenter, tmp_path, viewer):
     entry = run(presenter)
     presenter.results.save(entry.number, str(tmp_path / "out.zarr"))
     (data,), _ = layers.stored_layers(open_section(tmp_path / "out.zarr"))
-    assert data[1]["name"].startswith("edited real tissue, synthetic (")
+    assert data[1]["name"] == entry.name and "(edited real tissue, synthetic, " in entry.name
 
 
 def test_a_result_of_another_section_is_neither_run_again_nor_laid_over_this_one(presenter, tiny_section, tmp_path):
@@ -341,6 +341,51 @@ def test_results_of_a_section_that_is_opened_again_are_its_own(presenter, tiny_s
     assert presenter.results.made(entry.request, presenter.state.checkpoint) is None
 
 
+def test_no_change_of_another_section_lies_over_this_one(presenter, tiny_section, tmp_path):
+    first, second = run(presenter), run(presenter, steps=4)
+    presenter.compare.stop()
+    presenter.changes.show(first.number, True)
+    assert presenter.changes.layer(first.number).visible
+    presenter.show(replace(tiny_section, path=tmp_path / "another"))
+    assert not presenter.changes.layer(first.number).visible and not presenter.state.changes
+    for entry in (first, second):
+        presenter.state.message = None
+        presenter.changes.show(entry.number, True)
+        assert presenter.state.message.text.startswith(f"Open {tiny_section.name} first")
+    assert not presenter.state.changes and presenter.changes.layer(second.number) is None
+    presenter.changes._made(presenter.results.entry(second.number), [np.ones((4, 4), np.float32)])  # measured meanwhile
+    assert presenter.changes.layer(second.number) is None
+
+
+def test_every_picture_that_is_not_the_slide_says_so_whatever_it_is_called(presenter, viewer):
+    presenter.state.live = True
+    assert layers.role_of(presenter.live._layer) == "live"
+    presenter.live._layer.name = "mine"
+    assert presenter.live._layer.name == "mine (edited real tissue, synthetic)"
+    entry = run(presenter)
+    presenter.compare.stop()
+    presenter.changes.show(entry.number, True)
+    presenter.changes.layer(entry.number).name = "what changed"
+    assert presenter.changes.layer(entry.number).name == "what changed (edited real tissue, synthetic)"
+    presenter.results.layer(entry.number).name = "synthetic tumour"
+    assert presenter.results.entry(entry.number).name == "synthetic tumour (edited real tissue, synthetic)"
+
+
+def test_results_stay_where_they_were_when_spots_are_excluded_and_included(presenter, tiny_section):
+    shown, hidden = run(presenter), run(presenter, steps=4)
+    presenter.compare.stop()
+    presenter.changes.show(shown.number, True)
+    presenter.results.show(hidden.number, False)
+    for step in (lambda: presenter.corrections.exclude("fold"), presenter.corrections.include):
+        presenter.select(tiny_section.spots.ids[:2].tolist())
+        before = presenter.state.section
+        step()
+        assert presenter.state.section is not before
+        assert [entry.visible for entry in presenter.state.results] == [True, False]
+        assert presenter.state.changes == {shown.number}
+        assert all(entry.section is presenter.state.section for entry in presenter.state.results)
+
+
 def test_faults_of_a_result_are_not_those_of_the_form(presenter):
     entry = run(presenter)
     unknown = edit_of(presenter.state.section.spots.ids).model_copy(update={"genes": ("NOPE",)})
@@ -372,6 +417,21 @@ def test_a_layer_that_comes_later_takes_no_cell_of_a_comparison(presenter, viewe
     assert presenter.state.comparison is None and not viewer.grid.enabled
     preview.show(patch, entry.result.plan, tiny_section)
     assert [layers.role_of(layer) for layer in viewer.layers].count("preview") == 1
+
+
+def test_a_run_without_the_slides_layer_says_how_it_ended(presenter, viewer):
+    viewer.layers.remove(presenter.view.slide)
+    run(presenter)
+    assert presenter.state.comparison is None and "patches of edited real tissue in" in presenter.state.message.text
+
+
+def test_live_says_what_is_wrong_as_the_run_bar_does(presenter):
+    presenter.state.live = True
+    nobody = Scale(programs=("nobody's program",), factor=2.0, spots=presenter.state.request.edits[0].spots)
+    presenter.state.request = presenter.state.request.model_copy(update={"edits": (nobody,)})
+    presenter.runs.preview()
+    words = " ".join(presenter.state.faults.values())
+    assert words and presenter.state.live_text == f"Live stopped: {words}"
 
 
 def test_live_comes_back_after_a_run_of_other_spots(presenter):

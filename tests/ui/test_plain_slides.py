@@ -90,7 +90,8 @@ def test_a_stored_slides_layers_say_it(presenter, slide, tmp_path):
     presenter.runs.run()
     presenter.state.results[0].result.save(tmp_path / "out.zarr")
     tuples = manifest.read_section(str(tmp_path / "out.zarr"))
-    assert [state["name"] for _, state, kind in tuples if kind == "image"][1] == "synthetic (stmdit_1, no expression)"
+    names = [state["name"] for _, state, kind in tuples if kind == "image"]
+    assert names[1] == "as measured, grid_001x003 (synthetic, no expression, stmdit_1)"
     assert all(layers.make(data) is not None for data in tuples)
 
 

@@ -1,4 +1,4 @@
-"""Queue, comparisons, results and close-ups with napari's viewer model: no Qt, no screen."""
+"""Queue, results and close-ups with napari's viewer model: no Qt, no screen."""
 
 from dataclasses import replace
 
@@ -6,50 +6,15 @@ import numpy as np
 import pytest
 from models_for_ui import ByHand, Tinted
 from napari.components import ViewerModel
+from presenting import EDIT, presenter_with, run
 from standins import NoiseModel, card_for
 from tiny import TINY_GENES
 
-from napari_stmdit.edits import KnockOut, Scale
+from napari_stmdit.edits import KnockOut, Swap, Towards
+from napari_stmdit.regions import AllSpots
 from napari_stmdit.ui import layers
-from napari_stmdit.ui.compare import camera_of, grid_of, scale_bar_of
 from napari_stmdit.ui.presenter import Presenter
 from napari_stmdit.ui.state import RunStatus
-
-EDIT = Scale(genes=("ERBB2",), factor=5, name="more ERBB2")
-
-
-@pytest.fixture
-def viewer():
-    return ViewerModel()
-
-
-@pytest.fixture
-def by_hand():
-    return ByHand()
-
-
-@pytest.fixture
-def presenter(viewer, tiny_section, card, by_hand):
-    return presenter_with(viewer, tiny_section, card, by_hand)
-
-
-def presenter_with(viewer, section, card, by_hand):
-    made = Presenter(viewer, by_hand)
-    made.show(section)
-    made.use_model(Tinted(card))
-    made.runs.live_preview = False
-    return made
-
-
-def run(presenter, by_hand, count=3, **request):
-    presenter.select(presenter.state.section.spots.ids[:count].tolist())
-    presenter.state.request = presenter.state.request.model_copy(
-        update={"edits": (), "seed": 0, "steps": None, "morphology": "own", **request}
-    )
-    presenter.runs.run()
-    by_hand.finish()
-    return presenter.state.results[-1].number
-
 
 # --- queue
 
@@ -74,14 +39,17 @@ def test_pressing_run_amid_a_run_queues_it(presenter, by_hand):
 
 def test_a_stopped_run_holds_the_queue_until_the_user_goes_on(presenter, by_hand):
     presenter.select(presenter.state.section.spots.ids[:9].tolist())
+    presenter.state.batch = 4
     presenter.runs.run()
     presenter.runs.run()
-    by_hand.step()
+    while presenter.state.progress is None or not presenter.state.progress.patches_done:
+        by_hand.step()
     presenter.stop()
     by_hand.finish()
     assert presenter.state.status is RunStatus.STOPPED
     assert presenter.state.queue_held
     assert "1 queued" in presenter.state.message.text
+    assert presenter.state.message.offers == ("go_on",)
     presenter.queue.resume()
     assert presenter.state.status is RunStatus.RUNNING
     by_hand.finish()
@@ -132,194 +100,18 @@ def test_the_live_look_is_a_layer_in_place_that_goes(presenter, viewer, by_hand,
     assert presenter.state.results[0].result.rgba[..., 3].any()
 
 
-# --- comparisons
+def test_what_fails_after_a_run_does_not_hold_the_queue(presenter, by_hand):
+    def fails(number):
+        raise KeyError("as napari does amid drawing")
 
-
-def arrangement(viewer):
-    grid, bar = grid_of(viewer), scale_bar_of(viewer)
-    names = [(x.name, x.visible, x.opacity, x.name_overlay.visible) for x in viewer.layers]
-    return names, (grid.stride, tuple(grid.shape), grid.spacing, grid.enabled), (bar.visible, bar.gridded)
-
-
-@pytest.mark.parametrize("mode", ["grid", "swipe", "blink", "fade"])
-@pytest.mark.parametrize("with_baseline", [False, True])
-def test_a_comparison_gives_everything_back(presenter, viewer, by_hand, mode, with_baseline):
-    base, edited = run(presenter, by_hand), run(presenter, by_hand, edits=(EDIT,))
-    mine = viewer.add_image(np.zeros((4, 4)), name="mine", opacity=0.4)
-    grid = grid_of(viewer)
-    grid.stride, grid.shape = 3, (2, 2)
-    presenter.results.show(base, False)
-    scale_bar_of(viewer).visible = False
-    before, callbacks = arrangement(viewer), list(viewer.mouse_drag_callbacks)
-    pixels = [presenter.results.layer(n).data for n in (base, edited)]
-    kept = [p.copy() for p in pixels]
-    zoom = camera_of(viewer).zoom
-    presenter.compare.start(mode, edited, base if with_baseline else None)
-    assert presenter.state.comparison.mode == mode
-    cells = 1 if mode != "grid" else 3 if with_baseline else 2
-    assert camera_of(viewer).zoom == pytest.approx(zoom / cells)  # a cell shows what the canvas did
-    assert mine.visible is (mode != "grid")
-    for position in (0.1, 0.9, 0.3):
-        presenter.compare.move(position)
-    presenter.compare.flip()
-    presenter.compare.stop()
-    assert presenter.state.comparison is None
-    assert arrangement(viewer) == before and camera_of(viewer).zoom == pytest.approx(zoom)
-    for number, data, copy in zip((base, edited), pixels, kept, strict=True):
-        assert presenter.results.layer(number).data is data  # its own array again
-        np.testing.assert_array_equal(data, copy)
-    assert list(viewer.mouse_drag_callbacks) == callbacks
-
-
-@pytest.mark.parametrize(("size", "shape"), [((600, 800), (1, 3)), ((800, 600), (3, 1))])
-def test_the_grid_shows_slide_baseline_and_edited_with_names_and_scale(
-    presenter, viewer, by_hand, monkeypatch, size, shape
-):
-    monkeypatch.setattr("napari_stmdit.ui.compare.canvas_size_of", lambda viewer: np.array(size, dtype=float))
-    base, edited = run(presenter, by_hand), run(presenter, by_hand, edits=(EDIT,))
-    presenter.compare.start("grid", edited, base)
-    grid = grid_of(viewer)
-    cells = {x.name: grid.position(i, viewer.layers) for i, x in enumerate(viewer.layers) if x.visible}
-    assert grid.enabled and tuple(grid.shape) == shape
-    slide, spots = presenter.view.slide.name, presenter.view.spots.name
-    assert cells[slide] == cells[spots]
-    places = [cells[slide], cells[presenter.results.layer(base).name], cells[presenter.results.layer(edited).name]]
-    assert len(set(places)) == 3
-    assert scale_bar_of(viewer).visible and scale_bar_of(viewer).gridded
-    presenter.compare.stop()
-
-
-def test_back_leads_to_the_view_before_also_from_cells_side_by_side(presenter, viewer, by_hand):
-    edited, camera = run(presenter, by_hand, count=1, edits=(EDIT,)), camera_of(viewer)
-    presenter.looking.forget()
-    camera.center, camera.zoom = (0, 5, 5), 0.5
-    presenter.looking.go(edited)
-    presenter.compare.start("grid", edited)
-    assert camera.zoom != 0.5
-    presenter.looking.back()
-    presenter.compare.stop()
-    assert camera.center[-2:] == (5, 5) and camera.zoom == pytest.approx(0.5)
-
-
-def test_a_layer_that_comes_takes_no_cell_of_the_grid(presenter, viewer, by_hand):
-    edited = run(presenter, by_hand, edits=(EDIT,))
-    presenter.compare.start("grid", edited)
+    presenter.select(presenter.state.section.spots.ids[:3].tolist())
+    presenter.runs.submit(presenter.runs.request(), fails)
     presenter.runs.run()
+    with pytest.raises(KeyError):
+        by_hand.finish()
+    assert presenter.state.status is RunStatus.RUNNING and not presenter.state.queue
     by_hand.finish()
-    assert presenter.state.comparison is None and not grid_of(viewer).enabled
-
-
-def test_swipe_shows_one_left_and_the_other_right_of_the_seam(presenter, viewer, by_hand):
-    base, edited = run(presenter, by_hand), run(presenter, by_hand, edits=(EDIT,))
-    result = presenter.state.results[-1].result
-    whole = result.rgba.copy()
-    presenter.compare.start("swipe", edited, base)
-    left, right = presenter.results.layer(base), presenter.results.layer(edited)
-    width = result.rgba.shape[1]
-    for position in (0.5, 0.2, 0.8, 0.0, 1.0, 0.35):
-        presenter.compare.move(position)
-        seam = round(position * width)
-        assert not right.data[:, :seam, 3].any()
-        np.testing.assert_array_equal(right.data[:, seam:], result.rgba[:, seam:])
-        assert not left.data[:, seam:, 3].any()
-        np.testing.assert_array_equal(left.data[:, :seam], presenter.state.results[0].result.rgba[:, :seam])
-    np.testing.assert_array_equal(result.rgba, whole)  # what would be saved is whole
-    (seam,) = [x for x in viewer.layers if layers.role_of(x) == "seam"]
-    start = seam.data_to_world(seam.data[0, 0])
-    assert right.world_to_data(start)[-1] == pytest.approx(0.35 * width - 0.5, abs=0.01)
-    presenter.compare.stop()
-
-
-def test_swipe_follows_results_that_were_moved(presenter, viewer, by_hand):
-    base, edited = run(presenter, by_hand), run(presenter, by_hand, count=2, edits=(EDIT,))
-    for layer in viewer.layers:
-        layer.translate = (300, -200)
-    presenter.compare.start("swipe", edited, base)
-    presenter.compare.move(0.5)
-    left, right = presenter.results.layer(base), presenter.results.layer(edited)
-    column = right.data.shape[1] // 2
-    world = right.data_to_world((right.data.shape[0] / 2, column - 0.5))
-    seam = round(left.world_to_data(world)[-1] + 0.5)
-    assert not left.data[:, seam:, 3].any()
-    assert left.data[:, :seam, 3].any()
-    presenter.compare.stop()
-
-
-def test_the_seam_is_dragged_with_the_mouse(presenter, viewer, by_hand):
-    number = run(presenter, by_hand, count=6)
-    presenter.compare.start("swipe", number)
-    layer = presenter.results.layer(number)
-    height, width = layer.data.shape[:2]
-
-    class Event:
-        type, button, handled = "mouse_press", 1, False
-
-        def __init__(self, column):
-            self.position = layer.data_to_world((height / 2, column))
-
-    def drag(start, end):
-        event = Event(start)
-        steps = presenter.compare.swipe.drag(viewer, event)
-        taken = next(steps, "not taken") is None
-        if taken:
-            event.type, event.position = "mouse_move", Event((start + end) / 2).position
-            next(steps)
-            assert not camera_of(viewer).mouse_pan
-            event.type, event.position = "mouse_release", Event(end).position
-            assert next(steps, "over") == "over"
-        return taken
-
-    assert not drag(width * 0.1, width * 0.9)  # far from the seam: the tissue is panned
-    assert drag(width * 0.5 - 0.5, width * 0.25 - 0.5)
-    assert camera_of(viewer).mouse_pan
-    assert presenter.state.comparison.position == pytest.approx(0.25, abs=0.01)
-    assert not layer.data[:, : round(0.24 * width), 3].any()
-    presenter.compare.stop()
-
-
-def test_fade_and_blink_go_by_opacity(presenter, viewer, by_hand):
-    number = run(presenter, by_hand)
-    layer = presenter.results.layer(number)
-    presenter.compare.start("fade", number)
-    presenter.compare.move(0.3)
-    assert layer.opacity == pytest.approx(0.3)
-    presenter.compare.start("blink", number)
-    shown = []
-    for _ in range(4):
-        presenter.compare.flip()
-        shown.append(layer.opacity)
-    assert shown == [0, 1, 0, 1]
-    assert layer.visible
-    presenter.compare.stop()
-    assert layer.opacity == 1
-
-
-def test_the_baseline_is_run_once_and_with_the_same_noise(presenter, by_hand):
-    number = run(presenter, by_hand, edits=(EDIT,), seed=7)
-    presenter.compare_with_baseline("swipe")
-    assert presenter.state.status is RunStatus.RUNNING
-    by_hand.finish()
-    base = presenter.state.results[-1]
-    assert base.request.edits == () and base.request.seed == 7
-    seeds = [[p.seed for p in e.result.plan.patches] for e in presenter.state.results]
-    assert seeds[0] == seeds[1]
-    assert (presenter.state.comparison.left, presenter.state.comparison.right) == (base.number, number)
-    presenter.compare.stop()
-    presenter.state.chosen_result = number
-    presenter.compare_with_baseline("fade")
-    assert not presenter.state.status.busy  # it is there already
-    assert presenter.state.comparison.left == base.number
-    presenter.compare.stop()
-    presenter.state.chosen_result = base.number
-    presenter.compare_with_baseline()
-    assert "with edits" in presenter.state.message.text
-
-
-@pytest.mark.parametrize("change", [{"seed": 8}, {"steps": 3}, {"morphology": "mean"}])
-def test_what_differs_in_more_than_the_edits_is_no_baseline(presenter, by_hand, change):
-    run(presenter, by_hand, **change)
-    number = run(presenter, by_hand, edits=(EDIT,))
-    assert presenter.results.baseline(number) is None
+    assert presenter.state.status is RunStatus.DONE and len(presenter.state.results) == 2
 
 
 # --- results
@@ -330,9 +122,40 @@ def test_renaming_keeps_saying_that_it_is_synthetic(presenter, by_hand):
     presenter.results.rename(number, "tumour")
     assert presenter.state.results[0].name == "tumour (synthetic)" == presenter.results.layer(number).name
     presenter.results.layer(number).name = "by napari"  # a name is no identity
-    assert presenter.state.results[0].name == "by napari"
+    assert presenter.state.results[0].name == "by napari (synthetic)" == presenter.results.layer(number).name
     presenter.results.delete(number)
     assert not presenter.state.results
+
+
+def test_a_copy_by_napari_is_no_layer_of_ours_and_still_says_that_it_is_synthetic(presenter, viewer, by_hand):
+    from napari.layers._layer_actions import _duplicate_layer, _split_rgb
+
+    number = run(presenter, by_hand)
+    own = [presenter.view.slide, presenter.results.layer(number), presenter.view.spots]
+    for layer in own:
+        viewer.layers.selection = {layer}
+        _duplicate_layer(viewer.layers)
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", None, "result", None, "spots", None]
+    copy = viewer.layers[3]
+    copy.name = "mine"
+    assert copy.name == "mine (synthetic)"
+    viewer.layers.selection.active = own[1]
+    _split_rgb(viewer.layers)
+    assert not presenter.state.results
+    assert [layers.role_of(x) for x in viewer.layers if layers.role_of(x)] == ["slide", "spots"]
+
+
+def test_copies_that_were_there_before_the_dock_are_not_taken_for_the_section(tiny_section, by_hand):
+    from napari.layers._layer_actions import _duplicate_layer
+
+    viewer = ViewerModel()
+    for data in layers.section_layers(tiny_section):
+        viewer.layers.selection = {viewer.add_layer(layers.make(data))}
+        _duplicate_layer(viewer.layers)
+    made = Presenter(viewer, by_hand)
+    made.adopt()
+    assert [layers.role_of(x) for x in viewer.layers] == ["slide", None, "spots", None]
+    assert (made.view.slide, made.view.spots) == (viewer.layers[0], viewer.layers[2])
 
 
 def test_run_again_gives_the_same_pixels(presenter, by_hand):
@@ -346,6 +169,51 @@ def test_run_again_gives_the_same_pixels(presenter, by_hand):
     presenter.reuse(number)
     assert presenter.state.request.seed == 12
     assert presenter.state.selected == first.spots
+
+
+def test_settings_of_another_section_come_without_its_spots(presenter, by_hand, tiny_section):
+    ids = tiny_section.spots.ids.tolist()
+    edits = (
+        KnockOut(genes=("KRT8",), spots={ids[0]: 0.5}, strength=0.3),
+        Swap(group_a=(ids[0],), group_b=(ids[1],), name="swapped"),
+        Towards(target_spots=(ids[4],), genes=("ERBB2",)),
+    )
+    number = run(presenter, by_hand, edits=edits, seed=12, morphology=ids[2])
+    shifted = replace(tiny_section.spots, yx=tiny_section.spots.yx + 3)  # the same ids elsewhere
+    presenter.show(replace(tiny_section, name="other", path=None, spots=shifted))
+    presenter.select(ids[7:9])
+    presenter.reuse(number)
+    request = presenter.state.request
+    assert request.seed == 12 and request.edits == (KnockOut(genes=("KRT8",), strength=0.3),)
+    assert request.morphology == "own" and request.region == AllSpots()
+    assert presenter.state.selected == tuple(ids[7:9]) and not presenter.state.painted
+    text = presenter.state.message.text
+    assert f"It was made from {tiny_section.name}: its spots are not taken, nor what names them: swapped;" in text
+
+
+def test_a_stored_result_keeps_its_name(presenter, by_hand, tmp_path):
+    from napari_stmdit.synthesis.stored import stored_results
+    from napari_stmdit.tissue.open import open_section
+
+    store = tmp_path / "out.zarr"
+    names = []
+    for name in ("my favourite", ""):
+        number = run(presenter, by_hand, edits=(EDIT,))
+        presenter.results.rename(number, name)
+        names.append(presenter.results.entry(number).name)
+        presenter.results.save(number, str(store))
+        by_hand.finish()
+    presenter.state.results[1].result.save(store)  # as a script does, which gives no name
+    found = stored_results(open_section(store))
+    assert [layers.stored_layer(one)[1]["name"] for one in found] == [
+        *names,
+        "more ERBB2, 3 spots (synthetic, stmdit_3)",
+    ]
+    assert names[0] == "my favourite (synthetic)"
+    bare = replace(found[0], provenance={**found[0].provenance, "name": "photograph"})
+    assert layers.stored_layer(bare)[1]["name"] == "photograph (synthetic)"
+    nothing = replace(found[0], provenance={})
+    assert layers.stored_layer(nothing)[1]["name"] == "synthetic (stmdit_1)"
 
 
 def test_run_again_with_another_checkpoint_is_refused(presenter, by_hand, card):
@@ -658,6 +526,17 @@ def read_back(presenter, by_hand, store_of_two, card):
     again.use_model(Tinted(card))
     by_hand.finish_all()
     yield again, presenter.state.results
+
+
+def test_no_lazy_layer_of_ours_turns_on_the_cache_of_all_of_dask(presenter, viewer, by_hand, read_back):
+    number = run(presenter, by_hand)
+    presenter.compare.start("grid", number)
+    others = [presenter._viewer(), read_back[0]._viewer()]
+    images = [x for one in others for x in one.layers if type(x).__name__ == "Image"]
+    assert {layers.role_of(x) for x in images} >= {"slide", "context", "stored"}
+    for layer in images:
+        with layer.dask_optimized_slicing() as found:
+            assert found is None or found[1] is None, layer.name
 
 
 @pytest.mark.parametrize(("kind", "made"), [("ome-tiff", "x.ome.tif"), ("patches", "x")])

@@ -19,7 +19,7 @@ from ..errors import SectionError
 from ..files import user_path
 from ..storage.atomic import new_file
 from ..types import Orientation, Section, SpotTable
-from .crops import readable
+from .crops import computed, readable
 from .excluded import exclude
 from .tissue_mask import coarse_picture, disc_means, optical_density
 
@@ -228,7 +228,7 @@ def _fits(section: Section) -> dict[Orientation, Fit]:
     radius = max(spots.diameter, 1e-6) / 2
     with readable(slide):
         picture, step = coarse_picture(slide, mpp)
-        density, _ = optical_density(np.asarray(picture.compute()))
+        density, _ = optical_density(np.asarray(computed(picture)[0]))
     logs = _logs(spots)
     found: dict[Orientation, Fit] = {}
     size = np.array(slide.shape) * slide.pixel_size
@@ -274,7 +274,7 @@ def check_picture(section: Section, orientation: Orientation = "as-given", side:
     slide, spots = section.slide, section.spots
     with readable(slide):
         picture, step = coarse_picture(slide, _scale_of(section))
-        pixels = np.asarray(picture.compute()).clip(0, 255).astype(np.uint8)
+        pixels = np.asarray(computed(picture)[0]).clip(0, 255).astype(np.uint8)
     zoom = side / max(pixels.shape[:2])
     size = (max(1, round(pixels.shape[1] * zoom)), max(1, round(pixels.shape[0] * zoom)))
     thumbnail = Image.fromarray(pixels).resize(size, Image.Resampling.BOX)

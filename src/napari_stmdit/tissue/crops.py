@@ -42,16 +42,23 @@ def read_patches(
     ndarray
         (n, patch_px, patch_px, 3) uint8. Outside the slide it has the slide's glass colour (`background_colour`).
     """
-    import dask
-
     if not boxes:
         return np.zeros((0, patch_px, patch_px, 3), dtype=np.uint8)
     factors = level_factors(image)
     windows = [_Window.of(image, factors, box, patch_px) for box in boxes]
     with readable(image):
-        blocks = dask.compute(*(window.block(image) for window in windows))
+        blocks = computed(*(window.block(image) for window in windows))
     background = background_colour(image) if any(window.reaches_outside for window in windows) else WHITE
     return np.stack([window.resample(block, background) for window, block in zip(windows, blocks, strict=True)])
+
+
+def computed(*lazy: Any) -> tuple[Any, ...]:
+    """Return the values of dask arrays, computed apart from the cache that a viewer may keep."""
+    import dask
+
+    # napari turns on a cache for all of dask while it draws a lazy layer; two threads in it lose each other's tasks (KeyError)
+    found: tuple[Any, ...] = dask.compute(*lazy, callbacks=())
+    return found
 
 
 @contextmanager
@@ -116,7 +123,7 @@ _colours = PerObject()
 
 def _background_colour(array: Any) -> tuple[int, int, int]:
     stride = max(1, max(array.shape[:2]) // 1024)
-    pixels = np.asarray(array[::stride, ::stride].compute()).reshape(-1, 3)
+    pixels = np.asarray(computed(array[::stride, ::stride])[0]).reshape(-1, 3)
     low, high = pixels.min(axis=1), pixels.max(axis=1)
     glass = pixels[(low > 190) & (high - low < 40)]
     if len(glass) < 0.01 * len(pixels):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import SectionError, StoreError
 from ..storage.fingerprint import PerObject, of_arrays, of_file, of_parts
 from ..types import Section, SlideImage, SpotTable, StoreElements
-from .crops import background_colour, chunks_under, readable
+from .crops import background_colour, chunks_under, computed, readable
 from .elements import fingerprint, is_fingerprint_of
 from .geometry import Affine, apply, compose, mean_scale
 from .spatialdata_store import SECTION_ATTRS, affines_of
@@ -96,7 +96,7 @@ def _pixels(image: SlideImage, chunks: Sequence[tuple[int, int, int]]) -> str:
 
     hashed = dask.delayed(of_arrays, pure=False)
     blocks = (image.levels[level].blocks[row, column] for level, row, column in chunks)
-    found = dask.compute(*(hashed(block) for block in blocks))  # by dask's threads, which hold a chunk each
+    found = computed(*(hashed(block) for block in blocks))  # by dask's threads, which hold a chunk each
     return of_parts(f"{chunk} {digest}" for chunk, digest in zip(chunks, found, strict=True))
 
 

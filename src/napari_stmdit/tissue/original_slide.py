@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..storage.fingerprint import of_ends
 from ..types import Section, SlideImage
-from .crops import read_patches, readable
+from .crops import computed, read_patches, readable
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def unlike(slide: SlideImage, thumbnail: SlideImage, least: float = ALIKE) -> st
 
 def _box_means(image: SlideImage, places: int, box: float) -> NDArray[np.float64]:
     """Return mean colours of boxes spread over the coarsest level of an image, (places, places, 3)."""
-    pixels = np.asarray(image.levels[-1].compute(), dtype=np.float64)
+    pixels = np.asarray(computed(image.levels[-1])[0], dtype=np.float64)
     rows, columns = (_overlap(side, places, box) for side in pixels.shape[:2])
     means: NDArray[np.float64] = np.einsum("py,yxc,qx->pqc", rows, pixels, columns, optimize=True)
     return means

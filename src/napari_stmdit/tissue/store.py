@@ -23,6 +23,7 @@ from ..errors import SectionError, StoreError
 from ..files import BadFile, user_path
 from ..storage.atomic import drafting, hold, place_folder
 from ..types import Section, StoreElements
+from .crops import computed
 from .elements import CHUNK, about, image_element, is_fingerprint_of, link_levels, section_elements, slide_mark
 from .identity import find_section, origin_of
 from .spatialdata_store import (
@@ -434,7 +435,7 @@ def _write(path: Path, elements: Mapping[str, Mapping[str, Any]], attrs: Mapping
 def _check(path: Path, name: str, rgba: NDArray[np.uint8]) -> None:
     """Compare the image on disk with the original."""
     pixels, _, _ = read_result(path, name)
-    if not np.array_equal(np.asarray(pixels.compute()), rgba):
+    if not np.array_equal(np.asarray(computed(pixels)[0]), rgba):
         raise StoreError("what was written reads back differently; the disk may be full or faulty, nothing was kept")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..types import SlideImage
-from .crops import level_factors, readable
+from .crops import computed, level_factors, readable
 
 MASK_UM = 8.0
 """Approximate pixel size of the mask: seven span a spot."""
@@ -94,7 +94,7 @@ def find_tissue(image: SlideImage, mpp: float) -> TissueMask:
     ):  # averaged and smoothed chunk by chunk: of a slide without a pyramid no second picture is held
         sigma = SMOOTH_UM / um
         reach = min(4.0, (min(coarse.shape[:2]) - 1) / sigma)  # the filter must not be wider than the picture
-        rgb = np.asarray(gaussian_filter(coarse, (sigma, sigma, 0), truncate=reach).compute())
+        rgb = np.asarray(computed(gaussian_filter(coarse, (sigma, sigma, 0), truncate=reach))[0])
     density, glass = optical_density(rgb)
     if glass.min() < GLASS_FROM:
         return TissueMask(np.ones(density.shape, dtype=bool), step, "the image shows no glass; all of it counts")

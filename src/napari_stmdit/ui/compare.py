@@ -8,12 +8,15 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from psygnal import EmitLoopError
 
+from ..errors import first_line
 from . import layers
 from .gestures import camera_of, held
 from .results import ResultList
@@ -131,13 +134,12 @@ class SideBySide(ComparisonMode):
     """Grid with a cell for the slide with its spots, and a cell for each result over a faded slide: below each other in a high canvas.
 
     napari's grid puts every ``stride`` layers of the list into a cell and leaves out cells without a visible layer. Our layers
-    are moved to the bottom of the list meanwhile, and all others are hidden.
+    are moved to the bottom of the list meanwhile, and all others are hidden; what else is shown or moved ends the comparison.
     """
 
     def __init__(self, viewer: Any) -> None:
         super().__init__(viewer)
         self._order: list[Any] | None = None
-        self._contexts: list[Any] = []
 
     def start(self, slide: Any, spots: Any, results: list[Any]) -> None:
         """Show the slide and results side by side; replaces an active comparison."""
@@ -152,9 +154,8 @@ class SideBySide(ComparisonMode):
         for result in results:
             context = layers.insert(viewer, layers.slide_layer(section, "context", "slide, faded"))
             context.opacity = CONTEXT_OPACITY
-            self._contexts.append(context)
             cells += [context, result]
-        self._shown = (slide, spots, *results)
+        self._shown = tuple(cells)
         for place, layer in enumerate(cells):
             viewer.layers.move(viewer.layers.index(layer), place)
         for layer in viewer.layers:
@@ -171,7 +172,7 @@ class SideBySide(ComparisonMode):
     def stop(self) -> None:
         """Restore the user's grid, scale bar, order and visibility."""
         viewer, order = self._viewer(), self._order
-        contexts, self._contexts, self._order, self._shown = self._contexts, [], None, ()
+        self._order, self._shown = None, ()
         if viewer is None or order is None:
             self._kept.values.clear()
             return
@@ -182,7 +183,7 @@ class SideBySide(ComparisonMode):
             camera_of(viewer).zoom *= cells_of(viewer).max()
         grid.enabled = False
         self._kept.restore()
-        for context in contexts:
+        for context in [layer for layer in viewer.layers if layers.role_of(layer) == "context"]:
             layers.remove(viewer, context)
         order = [layer for layer in order if layer in viewer.layers]
         order += [layer for layer in viewer.layers if layer not in order]
@@ -344,6 +345,8 @@ class Swipe(ComparisonMode):
 
 
 NOTHING = "Choose a result to compare with the slide."
+NO_SLIDE = "This section has no slide to compare with."
+SLIDE_REMOVED = "The slide's layer was removed; open the section again to compare."
 
 
 class Comparing:
@@ -360,50 +363,94 @@ class Comparing:
         self.grid = SideBySide(viewer)
         self.swipe = Swipe(viewer, self._dragged)
         self.fade = Fade(viewer)
+        self.interrupted: Comparison | None = None
+        """Comparison that a new layer ended; the next one takes up its mode and its seam."""
+        self._watched: list[tuple[Any, Callable[..., None]]] = []
+
+    def fault(self, right: int | None, left: int | None = None) -> str:
+        """Return why two results, or a result and the slide, cannot be compared, in words; empty where they can."""
+        view, upper, lower = self._view(), self._results.layer(right), self._results.layer(left)
+        if view is None or upper is None or (left is not None and lower is None):
+            return NOTHING
+        if view.slide is None:
+            return NO_SLIDE if view.section.image is None else SLIDE_REMOVED
+        if upper is lower:
+            return "Choose two different results to compare."
+        return self._results.elsewhere(right, left)
 
     def start(self, mode: CompareMode, right: int | None = None, left: int | None = None) -> None:
         """Compare the result ``right``, or the chosen one, with the result ``left``, or the slide."""
-        before = self.state.comparison
+        before = self.state.comparison or self.interrupted
         self.stop()
-        viewer, view = self._viewer(), self._view()
         right = self.state.chosen_result if right is None else right
-        upper, lower = self._results.layer(right), self._results.layer(left)
-        missing = upper is None or (left is not None and lower is None)
-        if viewer is None or view is None or view.slide is None or missing or right is None:
-            self.state.tell("warning", NOTHING)
-            return
-        if fault := self._results.elsewhere(right, left):
+        if fault := self.fault(right, left):
             self.state.tell("warning", fault)
             return
-        if upper is lower:
-            self.state.tell("warning", "Choose two different results to compare.")
-            return
+        assert right is not None  # it has a layer
         self.state.chosen_result = right  # which raises it: before the order of the layers matters
         position = 0.5 if mode == "swipe" else 1.0
         if before is not None and (before.mode, before.left) == (mode, left) and mode == "swipe":
             position = before.position  # another strength of the same edit: the eye stays where it is
+        try:
+            self._begin(mode, self._results.layer(right), self._results.layer(left), position)
+        except Exception as error:  # noqa: BLE001 - napari draws at each step, and a slide may fail to be read
+            self.stop()
+            self.state.tell("warning", f"The comparison could not be shown: {first_line(error)}")
+            return
+        self.state.comparison = Comparison(mode, left, right, position)
+
+    def _begin(self, mode: CompareMode, upper: Any, lower: Any, position: float) -> None:
+        viewer, view = self._viewer(), self._view()
+        if viewer is None or view is None:
+            return
         if mode == "grid":
             self.grid.start(view.slide, view.spots, [x for x in (lower, upper) if x is not None])
+            grid, watched = grid_of(viewer).events, [x for x in viewer.layers if x is not view.spots]
+            changes = [grid.enabled, grid.stride, grid.shape]
         else:
-            below = view.slide if lower is None else lower
-            others = [
-                x
-                for x in viewer.layers
-                if layers.role_of(x) in ("result", "stored") and x is not upper and x is not below
-            ]
-            (self.swipe if mode == "swipe" else self.fade).start(below, upper, others, position)
-        self.state.comparison = Comparison(mode, left, right, position)
+            below, changes = view.slide if lower is None else lower, []
+            watched = [x for x in viewer.layers if layers.is_synthetic(x) and x is not upper and x is not below]
+            (self.swipe if mode == "swipe" else self.fade).start(below, upper, watched, position)
+        events = viewer.layers.events
+        for change in (events.inserted, events.reordered):
+            change.connect(self.make_room, position="last")  # after napari's own
+        for change in changes:
+            change.connect(self.make_room)
+        self._watched = [(change, self.make_room) for change in (events.inserted, events.reordered, *changes)]
+        for layer in watched:
+            layer.events.visible.connect(self._shown_or_hidden, position="last")
+            self._watched.append((layer.events.visible, self._shown_or_hidden))
 
     def stop(self) -> None:
         """End the active comparison."""
+        for change, do in self._watched:
+            change.disconnect(do)
+        self._watched, self.interrupted = [], None
         for way in (self.grid, self.swipe, self.fade):
-            way.stop()
+            # of a window that was closed the canvas is gone, with all there was to restore
+            with suppress(RuntimeError, EmitLoopError):
+                way.stop()
         self.state.comparison = None
 
     def make_room(self) -> None:
-        """End a comparison side by side before a layer is added, which would take a cell of it."""
-        if self.grid.active:
+        """End a comparison before something else is shown, which would stand under a name of it."""
+        comparison = self.state.comparison
+        if comparison is not None:
             self.stop()
+            self.interrupted = comparison
+
+    def turn_to(self, number: int) -> None:
+        """Compare a result that the user goes to in place of the present one."""
+        comparison = self.state.comparison
+        if comparison is not None and number not in (comparison.left, comparison.right):
+            self.start(comparison.mode, number)
+
+    def _shown_or_hidden(self, event: Any) -> None:
+        """End a comparison where the user shows something beside it, or hides a part of it, and do that."""
+        layer, visible = event.source, event.source.visible
+        if visible != self.uses(layer):  # napari also tells where nothing changed
+            self.make_room()
+            layer.visible = visible
 
     def move(self, position: float) -> None:
         """Put the seam, or the opacity of the right layer, at a fraction of 0 to 1."""

@@ -23,6 +23,7 @@ from ..synthesis.result import ExportKind, Result, export_result
 from ..synthesis.session import Session, sampling_failure
 from ..synthesis.stored import StoredResult, read_stored
 from ..synthesis.variants import ContactSheet, Variant, make_sheet
+from ..tissue.crops import computed
 from ..tissue.in_memory import link_elements
 from ..tissue.open import SectionSource, open_sample_section
 from ..tissue.pseudo_spots import drawn_outlines
@@ -235,7 +236,7 @@ def opening(source: SectionSource | None) -> Job:
 def touch(section: Section) -> None:
     """Read one pixel of every level and estimate the covariation, which take seconds, off the GUI thread."""
     for level in section.image.levels if section.image is not None else ():
-        level[:1, :1].compute()
+        computed(level[:1, :1])
     covariation_of(section.spots)
 
 

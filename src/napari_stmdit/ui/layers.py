@@ -11,7 +11,9 @@ import numpy as np
 from napari.layers import Layer
 from numpy.typing import NDArray
 
+from ..errors import StoreError
 from ..intent import Request
+from ..synthesis.result import spots_of
 from ..synthesis.stored import StoredResult, read_stored
 from ..text import counted, some_of
 from ..tissue.geometry import compose, napari_affine, scaling, translation, uniform_scale, world_affine
@@ -26,6 +28,8 @@ KEY = "stmdit"
 MAX_SINGLE_PX = 2_500_000
 """Maximum size of an image that is shown without a pyramid; of a pyramid napari reads and sends only what is in view."""
 LayerTuple = tuple[Any, dict[str, Any], str]
+IMAGE: Mapping[str, Any] = {"rgb": True, "cache": False}
+"""State of our images. napari's cache is one for all of dask: while a layer with it is drawn, work in other threads fails at random."""
 
 
 def ours(layer: Any) -> Mapping[str, Any]:
@@ -37,6 +41,39 @@ def ours(layer: Any) -> Mapping[str, Any]:
 def role_of(layer: Any) -> str | None:
     """Return the role of a layer of ours, or None."""
     return ours(layer).get("role")
+
+
+def is_synthetic(layer: Any) -> bool:
+    """Return whether a layer of ours shows synthetic pixels, or what they change."""
+    return role_of(layer) in ("result", "stored", "preview", "live", "change")
+
+
+def keep_label(layer: Any) -> None:
+    """Complete a layer's name, now and whenever somebody changes it, with what it has to say: that it is synthetic, and edited."""
+    section, record = section_of(layer), dict(ours(layer).get("provenance") or {})
+    edited = role_of(layer) in ("live", "change") or bool(record.get("counterfactual"))
+    synthetic = is_synthetic(layer) or (role_of(layer) == "slide" and section is not None and section.synthetic)
+
+    def complete(event: Any = None) -> None:
+        layer.name = completed(layer.name, edited)
+
+    if synthetic:
+        layer.events.name.connect(complete, position="last")
+        complete()
+
+
+def completed(name: str, edited: bool) -> str:
+    """Return a name that says that what it names is synthetic, and edited."""
+    needed = ("edited", "synthetic") if edited else ("synthetic",)
+    return name if all(word in name.lower() for word in needed) else f"{name} ({synthetic_words(edited)})"
+
+
+def claim(layer: Any) -> None:
+    """Take our record from a layer that napari copied from one of ours: it is the user's own, and keeps only the name."""
+    record = layer.metadata.get(KEY)
+    if isinstance(record, dict) and record.setdefault("layer", layer.unique_id) != layer.unique_id:
+        keep_label(layer)
+        del layer.metadata[KEY]
 
 
 def section_of(layer: Any) -> Section | None:
@@ -56,7 +93,9 @@ def synthetic_words(counterfactual: bool) -> str:
     return "edited real tissue, synthetic" if counterfactual else "synthetic"
 
 
-def result_words(request: Request, spots: Sequence[str], section: Section, counterfactual: bool, number: int) -> str:
+def result_words(
+    request: Request, spots: Sequence[str], section: Section, counterfactual: bool, number: int | str
+) -> str:
     """Return the name of a result: the change, where, and that it is synthetic."""
     edits = [edit.name or describe(edit) for edit in request.edits if edit.enabled]
     what = some_of(edits, 2, "; ") if edits else "as measured"
@@ -65,6 +104,18 @@ def result_words(request: Request, spots: Sequence[str], section: Section, count
     by_embeddings = section.expression.kind == "none" and request.expression != "null"
     expression = ", expression by embeddings" if by_embeddings else expression_words(section)
     return f"{what}, {seamless}{where} ({synthetic_words(counterfactual)}{expression}, {number})"
+
+
+def stored_name(stored: StoredResult) -> str:
+    """Return the name that a stored result was saved under, else one by what was asked for."""
+    edited = bool(stored.provenance.get("counterfactual"))
+    if name := stored.provenance.get("name"):
+        return completed(str(name), edited)
+    try:
+        spots, _ = spots_of(stored.section, stored.request, stored.provenance)
+        return result_words(stored.request, spots, stored.section, edited, stored.element)
+    except StoreError:
+        return f"{synthetic_words(edited)} ({stored.element}{expression_words(stored.section)})"
 
 
 def placing(section: Section, affine: NDArray[np.float64]) -> dict[str, Any]:
@@ -105,7 +156,7 @@ def slide_layer(section: Section, role: Role = "slide", name: str = "") -> Layer
     levels = list(image.levels)
     state = {
         "name": name or f"{section.name} H&E" + (" (synthetic)" if section.synthetic else ""),
-        "rgb": True,
+        **IMAGE,
         "multiscale": len(levels) > 1,
         "metadata": metadata(role, section),
         **placing(section, napari_affine(scaling(image.pixel_size), section.calibration.mpp)),
@@ -118,7 +169,7 @@ def outlines_layer(section: Section) -> LayerTuple:
     levels = [np.broadcast_to(np.uint8(0), (*size, 4)) for size in level_sizes(outlines_size(section))]
     state = {
         "name": f"{section.name} cell outlines",
-        "rgb": True,
+        **IMAGE,
         "multiscale": len(levels) > 1,
         "visible": False,
         "metadata": metadata("outlines", section),
@@ -164,7 +215,7 @@ def result_layer(
     """
     state = {
         "name": name,
-        "rgb": True,
+        **IMAGE,
         "metadata": metadata("result", section, **run),
         **placing(section, napari_affine(frame.affine, section.calibration.mpp)),
     }
@@ -184,8 +235,8 @@ def stored_layer(stored: StoredResult) -> LayerTuple:
     levels = list(stored.levels) if height * width > MAX_SINGLE_PX else [stored.rgba]
     more = {"element": stored.element, "provenance": dict(stored.provenance), "stored": stored}
     state = {
-        "name": f"{synthetic_words(bool(stored.provenance.get('counterfactual')))} ({stored.element}{expression_words(section)})",
-        "rgb": True,
+        "name": stored_name(stored),
+        **IMAGE,
         "multiscale": len(levels) > 1,
         "metadata": metadata("stored", section, **more) | {"name": stored.element},
         **placing(section, napari_affine(stored.pixel_to_fullres, section.calibration.mpp)),
@@ -197,7 +248,7 @@ def preview_layer(patch: PatchResult, frame: CanvasFrame, section: Section) -> L
     """Return a small layer with the preview of a patch, at the patch's place."""
     state = {
         "name": "synthetic, being denoised",
-        "rgb": True,
+        **IMAGE,
         "metadata": metadata("preview", section),
         **placing(section, patch_affine(patch, frame, section)),
     }
@@ -208,7 +259,7 @@ def live_layer(rgba: NDArray[np.uint8], frame: CanvasFrame, section: Section) ->
     """Return the layer of the live preview; ``rgba`` (h, w, 4) uint8."""
     state = {
         "name": "Live preview: edited real tissue, synthetic (Run makes the result)",
-        "rgb": True,
+        **IMAGE,
         "metadata": metadata("live", section),
         **placing(section, napari_affine(frame.affine, section.calibration.mpp)),
     }
@@ -363,7 +414,7 @@ def _nothing() -> None:
 
 
 def protect(layer: Any, refused: Callable[[], None] = _nothing, choose_all: Callable[[], None] = _nothing) -> None:
-    """Disable napari's tools, keys and hints on a layer.
+    """Disable napari's tools, keys and hints on a layer, and keep what its name has to say.
 
     Parameters
     ----------
@@ -382,6 +433,7 @@ def protect(layer: Any, refused: Callable[[], None] = _nothing, choose_all: Call
         if layer.help:  # it offers the modes
             layer.help = ""
 
+    keep_label(layer)
     layer.events.editable.connect(keep, position="last")
     layer.events.help.connect(keep, position="last")
     for keys in KEYS:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edits import KnockOut
-from ..errors import StmditError
+from ..errors import RequestError, StmditError
 from ..intent import CheckpointCard, Request
 from ..progress import CancelToken, Progress
 from ..synthesis.live import LivePicture, LiveTissue
@@ -192,7 +192,8 @@ class Live:
         self._note_spots(picture.steps)
 
     def _fail(self, fault: StmditError) -> None:
-        self.state.live_text = f"Live stopped: {fault}"
+        words = fault.words if isinstance(fault, RequestError) else str(fault)
+        self.state.live_text = f"Live stopped: {words}"
 
     def _ended(self) -> None:
         if self._wanted is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..evaluation.measures import stain_density
 from ..synthesis.canvas import MAX_PIXELS, box_at
-from ..tissue.crops import read_patches
+from ..tissue.crops import computed, read_patches
 from ..tissue.geometry import apply
 from ..tissue.images import MIN_LEVEL_PX
 from . import jobs, layers
@@ -40,6 +40,8 @@ class Looking:
         self._known: frozenset[int] = frozenset()
         self.drawing: Callable[[], bool] = lambda: False
         """Whether the user is drawing: nothing moves under the hand."""
+        self.turning: Callable[[int], None] = lambda number: None
+        """Callback with the number of a result before the view moves to it."""
         state.events.results.connect(self._results_changed, max_args=0)
         state.events.chosen_result.connect(self._raise, max_args=0)
 
@@ -67,9 +69,10 @@ class Looking:
     def go(self, number: int | None) -> None:
         """Centre the view on a result; `back` returns."""
         viewer, frames = self._viewer(), self.frames(number)
-        if viewer is None or not len(frames):
+        if viewer is None or number is None or not len(frames):
             return
-        self._results.show(int(number or 0), True)
+        self.turning(number)
+        self._results.show(number, True)
         camera = camera_of(viewer)
         if self._before is None:
             self._before = (tuple(camera.center), float(camera.zoom) * cells_of(viewer).max())
@@ -173,7 +176,7 @@ def canvas_change(entry: ResultEntry, cancelled: Any = lambda: False) -> NDArray
         for x in range(0, width, BLOCK):
             if cancelled():
                 return None
-            block = np.asarray(rgba[y : y + BLOCK, x : x + BLOCK])
+            (block,) = computed(rgba[y : y + BLOCK, x : x + BLOCK])
             if not block[..., 3].any():
                 continue
             box = box_at((int(corner[0]) + y, int(corner[1]) + x), BLOCK, pixel)
@@ -226,7 +229,9 @@ class Changes:
     def show(self, number: int, visible: bool) -> None:
         """Show or hide the change of a result."""
         entry, layer = self._results.entry(number), self._layers.get(number)
-        if layer is not None:
+        if visible and (fault := self._results.elsewhere(number)):
+            self._tell("warning", fault)
+        elif layer is not None:
             layer.visible = visible
         elif visible and entry is not None and entry.counterfactual:
             height, width = canvas_of(entry)[0].shape[:2]
@@ -255,6 +260,9 @@ class Changes:
     def _made(self, entry: ResultEntry, levels: list[NDArray[np.float32]]) -> None:
         viewer, below = self._viewer(), self._results.layer(entry.number)
         if viewer is None or below is None or below not in viewer.layers:
+            return
+        if fault := self._results.elsewhere(entry.number):  # another section was opened meanwhile
+            self._tell("warning", fault)
             return
         if not np.isfinite(levels[0]).any():
             self._tell("info", f"Nothing differs from the slide in {entry.name}.")

@@ -17,6 +17,8 @@ from ..expression.genes import match_genes
 from ..intent import Request
 from ..regions import AllSpots
 from ..synthesis.plan import gene_fault, region_rows
+from ..text import some_of
+from ..tissue.elements import is_same_section
 from ..tissue.open import SectionSource, synthesis_fault
 from ..types import Section
 from . import jobs, layers
@@ -32,6 +34,7 @@ from .results import CloseUps, ResultList
 from .runs import LivePreview, RunCycle, RunQueue
 from .section_view import Choosing, Corrections, SectionView, combine, inverted
 from .state import Brush, Colouring, Combine, CompareMode, ModelChoice, Offer, SpotLook, Tool, WorkbenchState
+from .strokes import without_spots
 from .tools import DataSets, Effects, Evaluations, Example, Groups, Sheets, remember_section
 
 PLANNED_AT_ONCE = 500
@@ -78,6 +81,7 @@ class Presenter:
         self.effects = Effects(self.state, start, self.queue, self.results)
         self.compare = Comparing(viewer, self.state, self.results, lambda: self.view)
         self.results.placing = self.compare.make_room
+        self.looking.turning = self.compare.turn_to
         self.runs.edited_tissue = self._compare_edited
         self.changes = Changes(viewer, self.state, start, self.results)
         self.close_ups = CloseUps(self.state, self.results, self._submit)
@@ -124,7 +128,10 @@ class Presenter:
     def adopt(self) -> None:
         """Use a section whose layers are already in the viewer, as from a reader or the sample menu."""
         viewer = self._viewer()
-        for layer in reversed(viewer.layers if viewer is not None else ()):
+        own = [] if viewer is None else list(viewer.layers)
+        for layer in own:  # napari puts a copy over what it copied
+            layers.claim(layer)
+        for layer in reversed(own):
             section = layers.section_of(layer)
             if section is not None and layers.role_of(layer) == "spots":
                 self.show(section)
@@ -202,16 +209,16 @@ class Presenter:
         again = before is not None and before.path is not None and before.path == section.path
         selected = self.state.selected if again else ()
         self.close_section()
+        self.results.opened_again(section)
         if view is not None:
             view.remove()
-            for entry in self.state.results:  # of another tissue: they are kept, but would lie over this one
+            for entry in self.state.results:
                 if again and entry.stored is not None and entry.saved is not None:
                     self.results.delete(entry.number)  # its store is read again
-                else:
-                    self.results.show(entry.number, False)
+                elif entry.section is not section:  # it is kept, but would lie over another tissue
+                    self._hide(entry.number)
         self.view = SectionView(viewer, section, self._refused, self.select_all, self._read_outlines)
         state = self.state
-        self.results.opened_again(section)
         state.section = section
         self.view.show()
         if self.view.slide is not None:
@@ -429,7 +436,7 @@ class Presenter:
                 if layer is not None:
                     layer.visible = False
             for entry in self.state.results:
-                self.results.show(entry.number, False)
+                self._hide(entry.number)
             self._left = view  # napari may be removing many layers, and fails where one of them is gone already
             self.after_removal(self._remove_left)
         if section is not None:
@@ -437,6 +444,10 @@ class Presenter:
             self.choosing.section_changed(section, None)
             text = "was closed, as its layer of spots was removed. Open it again, and its edits and named selections are back."
             self.state.tell("info", f"{section.name} {text}")
+
+    def _hide(self, number: int) -> None:
+        self.results.show(number, False)
+        self.changes.show(number, False)
 
     def _remove_left(self) -> None:
         """Remove the other layers of a section whose spots the user removed, and the results that its store holds."""
@@ -541,22 +552,28 @@ class Presenter:
             self.runs.stop()
 
     def reuse(self, number: int) -> None:
-        """Load a result's request into the form, and select its spots where the open section has them."""
+        """Load a result's request into the form, and select its spots; of another section's none are taken, as its ids mean others here."""
         entry, section = self.results.entry(number), self.state.section
         if entry is None:
             return
-        self.state.request = entry.request.model_copy(update={"section": self.state.request.section})
+        asked, spots, said = entry.request, entry.spots, ""
+        if section is not None and not is_same_section(entry.section, section):
+            (asked, left_out), spots = without_spots(asked), ()
+            said = f" It was made from {entry.section.name}: its spots are not taken"
+            said += f", nor what names them: {some_of(left_out, 3, '; ')}." if left_out else "."
+        self.state.request = asked.model_copy(update={"section": self.state.request.section})
         known = set() if section is None else set(section.spots.ids.tolist())
-        if entry.section is section or set(entry.spots) <= known:
-            self.select(entry.spots)
-        self.state.tell("info", f"The form now holds the request of {entry.name}.")
+        if chosen := [spot for spot in spots if spot in known]:
+            self.select(chosen)
+        self.state.tell("info", f"The form now holds the request of {entry.name}.{said}")
 
     def _compare_edited(self, number: int) -> None:
         """Compare edited tissue with the slide, in the mode that is on, else in the preferred one."""
         if self.hand.holding:  # the tissue would move under the brush
             return
-        comparison = self.state.comparison
-        self.compare.start(self.baseline_mode if comparison is None else comparison.mode, number)
+        comparison = self.state.comparison or self.compare.interrupted
+        if not self.compare.fault(number):  # the message of the run stays
+            self.compare.start(self.baseline_mode if comparison is None else comparison.mode, number)
 
     def compare_with_baseline(self, mode: CompareMode | None = None) -> None:
         """Compare the chosen result with the same request without its edits, which is run first if needed.
@@ -582,6 +599,7 @@ class Presenter:
     def close(self) -> None:
         """End all work; finished patches of a run are kept."""
         self._unlinked = None
+        self._saves.finish()  # first: what was asked for is written, whatever fails below
         self._end_work()
         self.keeping.close()
         self.acquisition.close()
@@ -592,7 +610,6 @@ class Presenter:
         self.corrections.close()
         self.groups.close()
         self.compare.stop()
-        self._saves.finish()
         for lane in self._lanes:
             self._abandon(lane)
 
@@ -651,6 +668,7 @@ class Presenter:
         self._link()
 
     def _inserted(self, event: Any) -> None:
+        layers.claim(event.value)
         section = layers.section_of(event.value)
         if section is not None and layers.role_of(event.value) == "spots" and section is not self.state.section:
             self._take_up(section)

@@ -17,7 +17,7 @@ from ..synthesis.canvas import boxes_around
 from ..synthesis.result import ExportKind, Result, spots_of
 from ..synthesis.stored import StoredResult, StoredResults
 from ..synthesis.variants import noise_key
-from ..tissue.crops import read_patches
+from ..tissue.crops import computed, read_patches
 from ..tissue.elements import is_same_section
 from ..tissue.geometry import apply, mean_scale
 from ..types import Section
@@ -142,7 +142,7 @@ def patch_at(
     y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + side, height), min(x + side, width)
     if y0 >= y1 or x0 >= x1:
         return None
-    block = np.asarray(rgba[y0:y1, x0:x1])
+    (block,) = computed(rgba[y0:y1, x0:x1])
     pixels = np.full((side, side, 3), 255, dtype=np.uint8)
     alpha = block[..., 3:] > 0
     pixels[y0 - y : y1 - y, x0 - x : x1 - x] = np.where(alpha, block[..., :3], 255)
@@ -267,8 +267,9 @@ class ResultList:
         """Add a finished or stopped run to the list."""
         request, record = result.plan.request, result.provenance
         spots, planned = spots_of(result.section, request, record)
+        visible, picture = self._layers[number].visible, thumbnail_of(result.rgba)
         entry = ResultEntry(
-            number, name, result.section, request, record, spots, planned, result, thumbnail=thumbnail_of(result.rgba)
+            number, name, result.section, request, record, spots, planned, result, visible, thumbnail=picture
         )
         self.state.chosen_result = number  # before the list is shown anew, which then marks it
         self.state.results = (*self.state.results, entry)
@@ -329,12 +330,10 @@ class ResultList:
             layer.visible = visible
 
     def rename(self, number: int, name: str) -> None:
-        """Rename a result; a name that does not say that it is synthetic is completed."""
-        layer, entry, name = self._layers.get(number), self.entry(number), name.strip()
-        if layer is not None and entry is not None and name:
-            needed = ("edited", "synthetic") if entry.counterfactual else ("synthetic",)
-            said = all(word in name.lower() for word in needed)
-            layer.name = name if said else f"{name} ({layers.synthetic_words(entry.counterfactual)})"
+        """Rename a result; its layer completes a name that does not say that it is synthetic."""
+        layer, name = self._layers.get(number), name.strip()
+        if layer is not None and name:
+            layer.name = name
 
     def delete(self, number: int) -> None:
         """Remove a result from the viewer and the list; a saved copy stays."""
@@ -353,7 +352,8 @@ class ResultList:
         def saved(element: str) -> None:
             self._note_saved(number, f"{path} as {element}")
 
-        self._write(jobs.saving(entry.source, path), saved, entry.name)
+        named = replace(entry.source, provenance={**entry.source.provenance, "name": entry.name})
+        self._write(jobs.saving(named, path), saved, entry.name)
 
     def export(self, number: int, path: str, kind: ExportKind) -> None:
         """Write a result into a file or folder for other programs, off the GUI thread."""

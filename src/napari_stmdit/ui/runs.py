@@ -166,7 +166,7 @@ class RunQueue:
         self._state.queue_held = bool(self._waiting) and not well
         if self._state.queue_held:
             text = f"{self._state.message.text} {len(self._waiting)} queued: press Continue to go on."
-            self._state.tell(self._state.message.kind, text)
+            self._state.tell(self._state.message.kind, text, *self._state.message.offers)
         elif well:
             self.resume()
 
@@ -454,7 +454,7 @@ class RunCycle:
         if due and time.perf_counter() - present.drawn_at >= REFRESH_S:
             if present.dirty:
                 self._draw(present)
-            if present.look is not None:
+            if present.look is not None and self.state.comparison is None:
                 self._live.show(present.look, present.plan, present.session.section)
             present.look, present.drawn_at = None, time.perf_counter()
 
@@ -475,6 +475,14 @@ class RunCycle:
         present, self._present = self._present, None
         if present is None:
             return
+        try:
+            self._show_ended(present)
+        finally:  # whatever fails there, the next work begins
+            if self.state.status.busy:
+                self.state.status = RunStatus.FAILED
+            self._queue.ended(self.state.status is RunStatus.DONE)
+
+    def _show_ended(self, present: _Present) -> None:
         self._live.clear()
         if present.canvas.finished:
             if present.stopped:  # what was pasted since the last event
@@ -484,12 +492,12 @@ class RunCycle:
         self._close(present)
         self._redraw()
         self.preview()
-        well = self.state.status is RunStatus.DONE
-        if well and present.then is not None:
+        if self.state.status is not RunStatus.DONE:
+            return
+        if present.then is not None:
             present.then(present.number)
-        elif well and present.plan.counterfactual:
+        elif present.plan.counterfactual:
             self.edited_tissue(present.number)
-        self._queue.ended(well)
 
     def _keep(self, present: _Present) -> None:
         seconds = present.session.watch.seconds

@@ -14,6 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from ..edits import Add, Edit, Scale, SetQuantile, Swap, Table, Towards
 from ..errors import RequestError
 from ..expression.genes import match_genes
+from ..intent import Request
+from ..regions import AllSpots
 from ..types import Genes, SpotTable
 from .state import Brush, EditDraft
 
@@ -143,6 +145,22 @@ def draft_of(edit: Edit, before: EditDraft) -> EditDraft:
     changes: dict[str, Any] = {"operation": edit.operation, "genes": edit.genes, "programs": edit.programs}
     changes |= {field: getattr(edit, field) for field in _FIELDS.get(edit.operation, ())}
     return replace(before, **changes)
+
+
+def without_spots(request: Request) -> tuple[Request, list[str]]:
+    """Return a request that names no spots, for another section, and what cannot do without them."""
+    needs = [
+        edit
+        for edit in request.edits
+        if isinstance(edit, Swap | Table) or (isinstance(edit, Towards) and edit.target_spots)
+    ]
+    edits = tuple(edit.model_copy(update={"spots": None}) for edit in request.edits if edit not in needs)
+    left_out = [edit.name or describe(edit) for edit in needs]
+    changes: dict[str, Any] = {"edits": edits, "region": AllSpots(), "exclude": None}
+    if request.morphology not in ("own", "mean", "null"):
+        left_out.append(f"morphology of {request.morphology}")
+        changes["morphology"] = "own"
+    return request.model_copy(update=changes), left_out
 
 
 def describe(draft: EditDraft | Edit) -> str:

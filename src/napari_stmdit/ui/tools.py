@@ -224,8 +224,7 @@ class Sheets(_UsesModel):
             for variant in variants:
                 make_plan(section, variant.request, model)
         except RequestError as error:
-            text = " ".join(dict.fromkeys(message for _, message in error.faults))
-            state.tell("error", f"This cannot be run: {text}")
+            state.tell("error", f"This cannot be run: {error.words}")
             return
         job = jobs.sheet(title, variants, columns, section, model)
 

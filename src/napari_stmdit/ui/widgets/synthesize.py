@@ -490,12 +490,13 @@ MESSAGE_LINES = 3
 """Maximum lines of a message without scrolling: it must not push the panels out of the dock."""
 
 
-def request_words(state: WorkbenchState, editing: bool) -> tuple[str, Kind]:
-    """Return a line on what Run would do, where and how long, or why it cannot; and the kind of message."""
+def request_words(state: WorkbenchState, editing: bool, of_section: str = "") -> tuple[str, Kind]:
+    """Return a line on what Run would do, where and how long, or why it cannot, and the kind of message; a fault ``of_section`` stands beside it."""
     if state.obstacle:
         return state.obstacle, "info"
     if state.faults:
-        return f"Cannot run: {' '.join(dict.fromkeys(state.faults.values()))}", "error"
+        faults = ["the reason stands above." if text == of_section else text for text in state.faults.values()]
+        return f"Cannot run: {' '.join(dict.fromkeys(faults))}", "error"
     spots, edits = state.targets, [edit for edit in state.request.edits if edit.enabled]
     where = "" if state.selected else "painted "
     parts = [f"{len(spots):,} {where}spots" if len(spots) > 1 else f"1 {where}spot"]
@@ -569,7 +570,8 @@ class RunBar(QWidget):  # type: ignore[misc,unused-ignore]
             there = state.section is not None
             self.run.setVisible(there)
             self.line.setVisible(there)
-            self.words.show_text(*request_words(state, presenter.runs.editing) if there else ("",))
+            words = request_words(state, presenter.runs.editing, presenter.section_fault())
+            self.words.show_text(*words if there else ("",))
 
         def show_message() -> None:
             self.message.show_text(state.message.text, state.message.kind)

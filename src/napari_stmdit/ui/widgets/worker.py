@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from napari.qt.threading import create_worker
-from qtpy.QtCore import QObject, Qt, Signal
+from qtpy.QtCore import QCoreApplication, QEventLoop, QObject, Qt, Signal
 from superqt.utils import GeneratorWorker
 
 from ...errors import StmditError, SynthesisError
@@ -80,6 +80,7 @@ class JobWorker(GeneratorWorker):  # type: ignore[misc,type-arg,unused-ignore]
 
 def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
     """Start a job on a thread; the handlers are called on the thread that calls this, the GUI thread."""
+    _finish_before_the_end()
     relay = _Relay()
     _RELAYS.add(relay)
     for signal, handler in (
@@ -106,6 +107,19 @@ def start(job: Job, token: CancelToken, handlers: Handlers) -> None:
     here.error.connect(relay.error, queued)
     worker.finished.connect(relay.ended, queued)
     worker.start()
+
+
+@cache
+def _finish_before_the_end() -> None:
+    """Let jobs begin and end when the program is about to; napari waits for those alone that have begun, and the next ones begin by a timer."""
+
+    def finish() -> None:
+        while _RELAYS:
+            QCoreApplication.processEvents(QEventLoop.ProcessEventsFlag.AllEvents, 20)
+
+    app = QCoreApplication.instance()
+    if app is not None:
+        app.aboutToQuit.connect(finish)
 
 
 def _report(handler: Callable[[StmditError], None], error: Exception) -> None:
