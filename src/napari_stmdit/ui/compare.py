@@ -355,7 +355,6 @@ class Comparing:
     def __init__(
         self, viewer: Any, state: WorkbenchState, results: ResultList, view: Callable[[], SectionView | None]
     ) -> None:
-
         self._viewer = weakref.ref(viewer)
         self.state = state
         self._results = results
