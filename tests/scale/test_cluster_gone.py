@@ -20,7 +20,7 @@ from napari_stmdit.intent import Request
 from napari_stmdit.regions import SampleOfSpots, SpotList
 from napari_stmdit.tissue.open import SectionSource
 
-pytest.importorskip("distributed")
+pytest.importorskip("distributed", reason="runs on a cluster need the extra: napari-stmdit[cluster]")
 
 
 @contextmanager

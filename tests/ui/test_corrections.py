@@ -20,11 +20,6 @@ def sample():
 
 
 @pytest.fixture
-def viewer():
-    return ViewerModel()
-
-
-@pytest.fixture
 def presenter(viewer, monkeypatch):
     made = presenter_of(viewer, start_inline)
     monkeypatch.setattr(made, "load_model", lambda choice: None)

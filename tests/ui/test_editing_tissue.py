@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from napari.components import ViewerModel
 
 from napari_stmdit.edits import Scale
 from napari_stmdit.intent import Request
@@ -34,11 +33,6 @@ def edit_of(ids, **changes):
 @pytest.fixture(autouse=True)
 def own_noise(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def viewer():
-    return ViewerModel()
 
 
 @pytest.fixture

@@ -24,16 +24,6 @@ from napari_stmdit.ui.state import Colouring, ModelChoice, RunStatus
 
 
 @pytest.fixture
-def viewer():
-    return ViewerModel()
-
-
-@pytest.fixture
-def by_hand():
-    return ByHand()
-
-
-@pytest.fixture
 def presenter(viewer, tiny_section, crop_model, by_hand):
     made = Presenter(viewer, by_hand)
     made.show(tiny_section)

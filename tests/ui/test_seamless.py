@@ -17,11 +17,6 @@ from napari_stmdit.ui.widgets.results import summary
 
 
 @pytest.fixture
-def viewer():
-    return ViewerModel()
-
-
-@pytest.fixture
 def presenter(viewer, tiny_section, tiny_model):
     made = Presenter(viewer, start_inline)
     made.show(tiny_section)

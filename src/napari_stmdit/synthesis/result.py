@@ -15,6 +15,7 @@ from .. import __version__
 from ..errors import StoreError
 from ..intent import Request
 from ..progress import Progress
+from ..tissue.crops import computed
 from ..tissue.export import Placement, label_of, label_of_result, write_ome_tiff, write_ome_zarr, write_patches
 from ..tissue.geometry import napari_affine
 from ..tissue.store import add_to_spatialdata, link_result, write_result
@@ -87,7 +88,8 @@ class Finished:
         if self.made is not None:
             return np.asarray(self.made[at])
         y0, x0, y1, x1 = self.patches[at].canvas_box
-        return np.ascontiguousarray(np.asarray(self.rgba[y0:y1, x0:x1])[..., :3])
+        (found,) = computed(self.rgba[y0:y1, x0:x1])
+        return np.ascontiguousarray(found[..., :3])
 
 
 def finished(result: Result | StoredResult, name: str | None = None) -> Finished:
@@ -244,7 +246,7 @@ def _coverage(rgba: Any, corners: NDArray[np.int64], side: int) -> tuple[NDArray
     shown, filled = np.zeros(len(corners), dtype=bool), inside.copy()
     my, mx = y + side // 2, x + side // 2
     for top in range(0, height, _BAND):
-        alpha = np.asarray(rgba[top : top + _BAND, :, 3]) > 0
+        alpha = computed(rgba[top : top + _BAND, :, 3])[0] > 0
         bottom = top + len(alpha)
         here = (my >= top) & (my < bottom) & (mx >= 0) & (mx < width)
         shown[here] = alpha[my[here] - top, mx[here]]

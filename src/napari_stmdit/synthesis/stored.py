@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError, StoreError
 from ..intent import Request
+from ..tissue.crops import computed
 from ..tissue.identity import attribute
 from ..tissue.store import write_result
 from ..tissue.store_entries import names_there, open_store, read_image, read_stored_patches
@@ -79,7 +80,7 @@ class StoredResult:
         """Write it into another SpatialData store; see `napari_stmdit.synthesis.result.Result.save`."""
         patches = self.patches
         made = None if patches is None else np.asarray(patches[:])
-        pixels, affine = np.asarray(self.rgba), self.pixel_to_fullres
+        (pixels,), affine = computed(self.rgba), self.pixel_to_fullres
         return write_result(path, pixels, affine, self.section, run, dict(self.provenance), made)
 
     @property

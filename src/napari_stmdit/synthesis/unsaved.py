@@ -28,6 +28,7 @@ from ..errors import RequestError, SectionError, StoreError
 from ..files import BadFile, read_json
 from ..storage.atomic import LOCK, Work, explained, hold, remove_left_drafts, write_json
 from ..text import counted
+from ..tissue.crops import computed
 from ..tissue.elements import section_key
 from ..tissue.open import SectionSource
 from ..tissue.store_entries import put_patches
@@ -129,7 +130,7 @@ class KeptSession:
 
 @dataclass
 class ViewerSession:
-    """ViewerSession of one viewer; its folder is created with the first thing to keep. Driven by one thread at a time.
+    """Session of one viewer; its folder is created with the first thing to keep. Driven by one thread at a time.
 
     Parameters
     ----------
@@ -359,7 +360,7 @@ def _write_rgba(place: Path, rgba: Any) -> None:
     height, width = (int(n) for n in rgba.shape[:2])
     array = zarr.create_array(place, shape=(height, width, 4), chunks=(CHUNK, CHUNK, 4), dtype="uint8", fill_value=0)
     for top in range(0, height, CHUNK):
-        array[top : top + CHUNK] = np.asarray(rgba[top : top + CHUNK])
+        (array[top : top + CHUNK],) = computed(rgba[top : top + CHUNK])
 
 
 def _size(folder: Path) -> int:

@@ -336,10 +336,11 @@ def _file_names(names: Sequence[str]) -> list[str]:
 
 def _pyramid(rgba: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Return the image and its halvings, with colours weighted by alpha."""
+    from .crops import computed
     from .elements import halved_rgba
     from .images import MIN_LEVEL_PX
 
-    levels = [np.asarray(rgba)]
+    levels = [*computed(rgba)]
     while max(levels[-1].shape[:2]) > MIN_LEVEL_PX and min(levels[-1].shape[:2]) > 1:
         levels.append(np.ascontiguousarray(np.moveaxis(halved_rgba(np.moveaxis(levels[-1], -1, 0)), 0, -1)))
     return levels

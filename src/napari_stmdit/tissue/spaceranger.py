@@ -23,6 +23,7 @@ from .counts import (
     read_counts,
     refuse_twice,
 )
+from .crops import computed
 from .geometry import IMAGE_SCALE, Affine, calibrate, check_positions, scaling
 from .images import IMAGE_SUFFIXES, image_size, open_image, overview
 from .one_section import refuse_aggregated, refuse_bins, refuse_libraries
@@ -410,7 +411,7 @@ def _thumbnail(path: Path) -> SlideImage | None:
         if file.is_file():
             try:
                 image = open_image(file)
-                image.levels[0].compute()
+                computed(image.levels[0])
                 return image
             except SectionError:
                 continue  # `choose_image` tells of it where it matters

@@ -428,4 +428,5 @@ def _is_like(before: Section, now: Section) -> bool:
 def thumbnail_of(rgba: Any) -> NDArray[np.uint8]:
     """Return a thumbnail of at most `THUMBNAIL_PX` a side of pixels, numpy or lazy, by nearest neighbour."""
     step = max(1, -(-max(rgba.shape[:2]) // THUMBNAIL_PX))
-    return np.ascontiguousarray(rgba[::step, ::step])
+    (found,) = computed(rgba[::step, ::step])
+    return np.ascontiguousarray(found)
